@@ -1,0 +1,247 @@
+package bundlefmt
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Ref names one Kubernetes object. The version is how the object was written; two refs that differ only in it name
+// the same object.
+type Ref struct {
+	Group     string `json:"group,omitempty"`
+	Version   string `json:"version"`
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+}
+
+// String is "Kind.group namespace/name", as people write it.
+func (r Ref) String() string {
+	var b strings.Builder
+	b.WriteString(r.Kind)
+	if r.Group != "" {
+		b.WriteString("." + r.Group)
+	}
+	b.WriteByte(' ')
+	if r.Namespace != "" {
+		b.WriteString(r.Namespace + "/")
+	}
+	b.WriteString(r.Name)
+	return b.String()
+}
+
+// Object is one Kubernetes object in canonical JSON.
+type Object struct {
+	Ref
+	JSON []byte
+}
+
+// NewObject reads an object's identity out of its JSON and puts it into canonical form.
+func NewObject(data []byte) (Object, error) {
+	canon, err := Canonical(data, DefaultLimits())
+	if err != nil {
+		return Object{}, err
+	}
+	ref, err := refOf(canon)
+	return Object{Ref: ref, JSON: canon}, err
+}
+
+func refOf(data []byte) (Ref, error) {
+	var head struct {
+		APIVersion string `json:"apiVersion"`
+		Kind       string `json:"kind"`
+		Metadata   struct{ Namespace, Name string }
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return Ref{}, fmt.Errorf("%w: object: %v", ErrMalformed, err)
+	}
+	switch {
+	case head.APIVersion == "":
+		return Ref{}, fmt.Errorf("%w: object has no apiVersion", ErrMalformed)
+	case head.Kind == "":
+		return Ref{}, fmt.Errorf("%w: object has no kind", ErrMalformed)
+	case head.Metadata.Name == "":
+		return Ref{}, fmt.Errorf("%w: %s has no metadata.name", ErrMalformed, head.Kind)
+	}
+	r := Ref{Version: head.APIVersion, Kind: head.Kind, Namespace: head.Metadata.Namespace, Name: head.Metadata.Name}
+	if g, v, ok := strings.Cut(head.APIVersion, "/"); ok {
+		r.Group, r.Version = g, v
+	}
+	return r, nil
+}
+
+// Canonical rewrites JSON with sorted keys and no white space; numbers keep their digits. Size and depth are checked first.
+func Canonical(data []byte, l Limits) ([]byte, error) {
+	if err := atMost("object size", int64(len(data)), l.Object); err != nil {
+		return nil, err
+	}
+	if err := checkDepth(data, l.Depth); err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	var v map[string]any
+	if err := dec.Decode(&v); err != nil {
+		return nil, fmt.Errorf("%w: object: %v", ErrMalformed, err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, fmt.Errorf("%w: bytes after the object", ErrMalformed)
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, fmt.Errorf("encode object: %w", err)
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// checkDepth scans without building anything: depth must be known to be small before a decoder recurses.
+func checkDepth(data []byte, limit int64) error {
+	var depth int64
+	inString, escaped := false, false
+	for _, c := range data {
+		switch {
+		case escaped:
+			escaped = false
+		case inString:
+			escaped, inString = c == '\\', c != '"'
+		case c == '"':
+			inString = true
+		case c == '{' || c == '[':
+			if depth++; depth > limit {
+				return &LimitError{What: "nesting depth", Limit: limit, Got: depth}
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return nil
+}
+
+// Bundle is a rendered bundle: the final objects for one set of options, in apply order. It is immutable.
+type Bundle struct {
+	objects []Object
+	index   []byte
+}
+
+type entry struct {
+	_         struct{} `cbor:",toarray"`
+	Group     string
+	Version   string
+	Kind      string
+	Namespace string
+	Name      string
+	Hash      []byte
+	Size      uint64
+}
+
+type index struct {
+	_       struct{} `cbor:",toarray"`
+	Version uint64
+	Entries []entry
+}
+
+// New makes a bundle of objects in the given order. Objects must come from NewObject. Duplicates are refused: which one
+// wins must never depend on order.
+func New(objects []Object, l Limits) (*Bundle, error) {
+	if err := atMost("number of objects", int64(len(objects)), l.Objects); err != nil {
+		return nil, err
+	}
+	ix := index{Version: Version, Entries: make([]entry, 0, len(objects))}
+	seen := make(map[Ref]bool, len(objects))
+	var size int64
+	for _, o := range objects {
+		if err := atMost("size of "+o.Ref.String(), int64(len(o.JSON)), l.Object); err != nil {
+			return nil, err
+		}
+		id := o.Ref
+		id.Version = ""
+		if seen[id] {
+			return nil, fmt.Errorf("%s appears twice in the bundle", o.Ref)
+		}
+		seen[id] = true
+		size += int64(len(o.JSON))
+		h := Sum(o.JSON)
+		ix.Entries = append(ix.Entries, entry{Group: o.Group, Version: o.Version, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Hash: h[:], Size: uint64(len(o.JSON))})
+	}
+	b, err := encMode.Marshal(ix)
+	if err != nil {
+		return nil, fmt.Errorf("encode index: %w", err)
+	}
+	if err := atMost("bundle size", size+int64(len(b))+4, l.RawSize); err != nil {
+		return nil, err
+	}
+	return &Bundle{objects: append([]Object(nil), objects...), index: b}, nil
+}
+
+// Digest identifies the bundle: equal digests mean equal objects in equal order.
+func (b *Bundle) Digest() Digest { return Sum(b.index) }
+
+// Objects are in apply order. The caller must not change them.
+func (b *Bundle) Objects() []Object { return b.objects }
+
+// raw is the uncompressed form; see the package comment.
+func (b *Bundle) raw() []byte {
+	n := 4 + len(b.index)
+	for _, o := range b.objects {
+		n += len(o.JSON)
+	}
+	out := make([]byte, 0, n)
+	out = binary.BigEndian.AppendUint32(out, uint32(len(b.index)))
+	out = append(out, b.index...)
+	for _, o := range b.objects {
+		out = append(out, o.JSON...)
+	}
+	return out
+}
+
+// parse is the reverse of raw; every hash is checked.
+func parse(raw []byte, want Digest, l Limits) (*Bundle, error) {
+	if len(raw) < 4 {
+		return nil, fmt.Errorf("%w: bundle is truncated", ErrMalformed)
+	}
+	n := int64(binary.BigEndian.Uint32(raw))
+	rest := raw[4:]
+	if n > int64(len(rest)) {
+		return nil, fmt.Errorf("%w: bundle is truncated in its index", ErrMalformed)
+	}
+	b := &Bundle{index: rest[:n:n]}
+	rest = rest[n:]
+	if b.Digest() != want {
+		return nil, fmt.Errorf("bundle index: %w", ErrDigest)
+	}
+	var ix index
+	if err := decode(b.index, &ix); err != nil {
+		return nil, fmt.Errorf("bundle index: %w", err)
+	}
+	if err := atMost("number of objects", int64(len(ix.Entries)), l.Objects); err != nil {
+		return nil, err
+	}
+	b.objects = make([]Object, 0, len(ix.Entries))
+	for _, e := range ix.Entries {
+		o := Object{Ref: Ref{Group: e.Group, Version: e.Version, Kind: e.Kind, Namespace: e.Namespace, Name: e.Name}}
+		if e.Size > uint64(len(rest)) {
+			return nil, fmt.Errorf("%w: bundle is truncated at %s", ErrMalformed, o.Ref)
+		}
+		o.JSON, rest = rest[:e.Size:e.Size], rest[e.Size:]
+		if h := Sum(o.JSON); !bytes.Equal(h[:], e.Hash) {
+			return nil, fmt.Errorf("%s: %w", o.Ref, ErrDigest)
+		}
+		if err := checkDepth(o.JSON, l.Depth); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.Ref, err)
+		}
+		if ref, err := refOf(o.JSON); err != nil || ref != o.Ref {
+			return nil, fmt.Errorf("%w: index says %s, the object says otherwise", ErrMalformed, o.Ref)
+		}
+		b.objects = append(b.objects, o)
+	}
+	if len(rest) != 0 {
+		return nil, fmt.Errorf("%w: %d bytes after the last object", ErrMalformed, len(rest))
+	}
+	return b, nil
+}

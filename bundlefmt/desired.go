@@ -1,0 +1,219 @@
+package bundlefmt
+
+import (
+	"fmt"
+	"time"
+)
+
+// Desired is everything one cluster is to run.
+type Desired struct {
+	Workspace   string
+	Cluster     string
+	Serial      Serial
+	IssuedAt    time.Time // whole seconds
+	StaleAfter  time.Time // zero: never. Past it the agent says Stale and goes on
+	Deployments []Deployment
+	Remove      []Removal
+}
+
+// Deployment orders a bundle to be at a release.
+type Deployment struct {
+	Name     string
+	Serial   Serial
+	Digest   Digest
+	RawSize  int64
+	Size     int64  // bytes of all parts
+	Parts    int    // messages
+	Group    string // audience: the cluster group whose topic holds the parts; empty: this cluster's own topic
+	Revision string // for people: where the bundle came from
+	Policy   Policy
+}
+
+// Policy is how a deployment is to be treated on the site. The zero value is the default.
+type Policy struct {
+	Namespace          string   `cbor:"1,keyasint,omitempty"` // for namespaced objects without one; empty: "default"
+	ForceNamespace     bool     `cbor:"2,keyasint,omitempty"` // every object goes to Namespace; a cluster-scoped one is an error
+	NoCreateNamespace  bool     `cbor:"3,keyasint,omitempty"` // fail when Namespace is missing
+	CorrectDrift       bool     `cbor:"4,keyasint,omitempty"` // repair what was changed on the site, else report Modified
+	CorrectDriftForce  bool     `cbor:"5,keyasint,omitempty"` // recreate objects that cannot be changed in place
+	KeepResources      bool     `cbor:"6,keyasint,omitempty"` // removal leaves the objects where they are
+	Paused             bool     `cbor:"7,keyasint,omitempty"` // nothing is changed on the site
+	ReadyTimeoutSecond uint64   `cbor:"8,keyasint,omitempty"` // 0: the agent's default
+}
+
+// Removal orders a deployment to go away. It stays in the document until the agent reports that it is done.
+type Removal struct {
+	Name   string
+	Serial Serial
+	Keep   bool // leave the objects, forget the deployment
+}
+
+type wireDeployment struct {
+	Name     string `cbor:"1,keyasint"`
+	Serial   uint64 `cbor:"2,keyasint"`
+	Digest   []byte `cbor:"3,keyasint"`
+	RawSize  uint64 `cbor:"4,keyasint"`
+	Size     uint64 `cbor:"5,keyasint"`
+	Parts    uint64 `cbor:"6,keyasint"`
+	Group    string `cbor:"7,keyasint,omitempty"`
+	Revision string `cbor:"8,keyasint,omitempty"`
+	Policy   Policy `cbor:"9,keyasint"`
+}
+
+type wireRemoval struct {
+	Name   string `cbor:"1,keyasint"`
+	Serial uint64 `cbor:"2,keyasint"`
+	Keep   bool   `cbor:"3,keyasint,omitempty"`
+}
+
+type wireDesired struct {
+	Version     uint64           `cbor:"1,keyasint"`
+	Workspace   string           `cbor:"2,keyasint"`
+	Cluster     string           `cbor:"3,keyasint"`
+	Serial      uint64           `cbor:"4,keyasint"`
+	IssuedAt    int64            `cbor:"5,keyasint"`
+	StaleAfter  int64            `cbor:"6,keyasint,omitempty"`
+	Deployments []wireDeployment `cbor:"7,keyasint,omitempty"`
+	Remove      []wireRemoval    `cbor:"8,keyasint,omitempty"`
+}
+
+// Sign encodes and signs the document.
+func (d *Desired) Sign(s Signer, l Limits) ([]byte, error) {
+	if err := atMost("number of deployments", int64(len(d.Deployments)), l.Entries); err != nil {
+		return nil, err
+	}
+	if err := atMost("number of removals", int64(len(d.Remove)), l.Entries); err != nil {
+		return nil, err
+	}
+	w := wireDesired{Version: Version, Workspace: d.Workspace, Cluster: d.Cluster, Serial: uint64(d.Serial), IssuedAt: unix(d.IssuedAt), StaleAfter: unix(d.StaleAfter)}
+	for _, x := range d.Deployments {
+		digest := x.Digest
+		w.Deployments = append(w.Deployments, wireDeployment{
+			Name: x.Name, Serial: uint64(x.Serial), Digest: digest[:], RawSize: uint64(x.RawSize), Size: uint64(x.Size), Parts: uint64(x.Parts),
+			Group: x.Group, Revision: x.Revision, Policy: x.Policy,
+		})
+	}
+	for _, x := range d.Remove {
+		w.Remove = append(w.Remove, wireRemoval{Name: x.Name, Serial: uint64(x.Serial), Keep: x.Keep})
+	}
+	msg, err := sign(s, TypeDesired, w)
+	if err != nil {
+		return nil, err
+	}
+	return msg, atMost("desired document", int64(len(msg)), l.PartSize)
+}
+
+// Audience is who a reader is and what it has applied already.
+type Audience struct {
+	Workspace string
+	Cluster   string
+	Floor     Serial // a document with a lower serial is refused
+}
+
+// OpenDesired verifies a desired document. The checks run in this order: size, signature, form, audience, serial, limits.
+// The document that is already applied (serial equal to the floor) opens as well: reading it again changes nothing,
+// and a restarted agent does just that; whether an arriving one is news is for the caller to compare.
+func OpenDesired(msg []byte, t Trust, who Audience, l Limits) (*Desired, error) {
+	if err := atMost("desired document", int64(len(msg)), l.PartSize); err != nil {
+		return nil, err
+	}
+	var w wireDesired
+	if err := verify(t, TypeDesired, msg, &w); err != nil {
+		return nil, fmt.Errorf("desired document: %w", err)
+	}
+	if w.Workspace != who.Workspace || w.Cluster != who.Cluster {
+		return nil, fmt.Errorf("desired document: %w: it is for %s/%s, this is %s/%s", ErrAudience, w.Workspace, w.Cluster, who.Workspace, who.Cluster)
+	}
+	if Serial(w.Serial) < who.Floor {
+		return nil, fmt.Errorf("desired document: %w: serial %d, already at %d", ErrStale, w.Serial, who.Floor)
+	}
+	return w.open(l)
+}
+
+func (w *wireDesired) open(l Limits) (*Desired, error) {
+	if err := atMost("number of deployments", int64(len(w.Deployments)), l.Entries); err != nil {
+		return nil, err
+	}
+	if err := atMost("number of removals", int64(len(w.Remove)), l.Entries); err != nil {
+		return nil, err
+	}
+	d := &Desired{Workspace: w.Workspace, Cluster: w.Cluster, Serial: Serial(w.Serial), IssuedAt: fromUnix(w.IssuedAt), StaleAfter: fromUnix(w.StaleAfter)}
+	seen := map[string]bool{}
+	for _, x := range w.Deployments {
+		if seen[x.Name] {
+			return nil, fmt.Errorf("%w: deployment %q stands twice", ErrMalformed, x.Name)
+		}
+		seen[x.Name] = true
+		if err := checkEntry(x.Name, x.Serial, w.Serial); err != nil {
+			return nil, err
+		}
+		if len(x.Digest) != len(Digest{}) {
+			return nil, fmt.Errorf("%w: digest of %q", ErrMalformed, x.Name)
+		}
+		if err := atMost("size of "+x.Name, int64(x.RawSize), l.RawSize); err != nil {
+			return nil, err
+		}
+		if err := atMost("compressed size of "+x.Name, int64(x.Size), l.BodySize+l.PartSize); err != nil {
+			return nil, err
+		}
+		if err := atMost("parts of "+x.Name, int64(x.Parts), l.Parts); err != nil {
+			return nil, err
+		}
+		if x.Parts == 0 {
+			return nil, fmt.Errorf("%w: deployment %q has no parts", ErrMalformed, x.Name)
+		}
+		d.Deployments = append(d.Deployments, Deployment{
+			Name: x.Name, Serial: Serial(x.Serial), Digest: Digest(x.Digest), RawSize: int64(x.RawSize), Size: int64(x.Size), Parts: int(x.Parts),
+			Group: x.Group, Revision: x.Revision, Policy: x.Policy,
+		})
+	}
+	for _, x := range w.Remove {
+		if seen[x.Name] {
+			return nil, fmt.Errorf("%w: %q is to run and to be removed", ErrMalformed, x.Name)
+		}
+		seen[x.Name] = true
+		if err := checkEntry(x.Name, x.Serial, w.Serial); err != nil {
+			return nil, err
+		}
+		d.Remove = append(d.Remove, Removal{Name: x.Name, Serial: Serial(x.Serial), Keep: x.Keep})
+	}
+	return d, nil
+}
+
+// checkEntry holds names to what can stand in a topic, a label and a file name. A release is never newer than its document.
+func checkEntry(name string, serial, document uint64) error {
+	if !ValidName(name) {
+		return fmt.Errorf("%w: deployment name %q is not a DNS label", ErrMalformed, name)
+	}
+	if serial == 0 || serial > document {
+		return fmt.Errorf("%w: %q has serial %d in document %d", ErrMalformed, name, serial, document)
+	}
+	return nil
+}
+
+// ValidName reports whether s is a DNS label (RFC 1123 §2.1): 1 to 63 of a-z, 0-9 and inner dashes.
+func ValidName(s string) bool {
+	if len(s) == 0 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c != '-' && (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return true
+}
+
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+func fromUnix(s int64) time.Time {
+	if s == 0 {
+		return time.Time{}
+	}
+	return time.Unix(s, 0).UTC()
+}

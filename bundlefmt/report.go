@@ -1,0 +1,223 @@
+package bundlefmt
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// State is where a deployment, a bundle or a cluster stands.
+type State string
+
+// States of a deployment. The names that Fleet has mean the same here.
+const (
+	Ready       State = "Ready"       // applied, ready, as ordered
+	NotReady    State = "NotReady"    // applied; some objects are not ready yet
+	Pending     State = "Pending"     // ordered nothing yet, or nothing heard of it yet
+	OutOfSync   State = "OutOfSync"   // a newer release waits for the rollout
+	Modified    State = "Modified"    // somebody changed it on the site
+	WaitApplied State = "WaitApplied" // ordered, not applied yet
+	Downloading State = "Downloading" // parts are on their way
+	Held        State = "Held"        // a window, a pause or a lock holds the change
+	Orphaned    State = "Orphaned"    // on the site, but nobody orders or removes it
+	RolledBack  State = "RolledBack"  // the release failed; the one before runs
+	Refused     State = "Refused"     // what arrived was not acceptable
+	ErrApplied  State = "ErrApplied"  // applying failed
+)
+
+// ranks orders states for summaries, worst first.
+var ranks = []State{ErrApplied, Refused, RolledBack, WaitApplied, Downloading, Modified, OutOfSync, Held, Pending, Orphaned, NotReady, Ready}
+
+// Worst is the state that a summary shows; with no states at all it is Ready: nothing is wrong.
+func Worst(states ...State) State {
+	worst := len(ranks) - 1
+	for _, s := range states {
+		if i := slices.Index(ranks, s); i >= 0 && i < worst {
+			worst = i
+		}
+	}
+	return ranks[worst]
+}
+
+// Reported is where each deployment of a cluster stands: retained, JSON, written by the agent.
+type Reported struct {
+	Version     int                `json:"version"`
+	Serial      Serial             `json:"serial"`          // of the desired document last accepted; 0: none yet
+	Trust       Serial             `json:"trust,omitempty"` // of the trust document in force
+	At          time.Time          `json:"at"`
+	Stale       bool               `json:"stale,omitempty"`
+	Facts       string             `json:"facts,omitempty"`   // hash of the facts document
+	Refused     *Refusal           `json:"refused,omitempty"` // the last message that was refused
+	Deployments []DeploymentReport `json:"deployments,omitempty"`
+}
+
+// Refusal says which message was refused and why.
+type Refusal struct {
+	Topic  string    `json:"topic"`
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
+	Count  int       `json:"count"` // how often since the agent started
+}
+
+// DeploymentReport is one deployment on one cluster.
+type DeploymentReport struct {
+	Name     string    `json:"name"`
+	Serial   Serial    `json:"serial"` // of the release that was applied last; 0: none yet
+	Digest   Digest    `json:"digest"` // of that release
+	State    State     `json:"state"`
+	Message  string    `json:"message,omitempty"`
+	Ready    int       `json:"ready"`
+	Total    int       `json:"total"`
+	Since    time.Time `json:"since"` // of the state
+	NotReady []Finding `json:"notReady,omitempty"`
+	Modified []Finding `json:"modified,omitempty"`
+	// Counts of all findings; the lists above hold at most MaxFindings.
+	NotReadyCount int `json:"notReadyCount,omitempty"`
+	ModifiedCount int `json:"modifiedCount,omitempty"`
+}
+
+// MaxFindings bounds the lists in a report; the counts beside them are of everything.
+const MaxFindings = 10
+
+// Finding is an object that is not as it should be, and why.
+type Finding struct {
+	Ref
+	Reason string `json:"reason"`
+}
+
+// Presence is the agent's birth message and, with Online false, its Will.
+type Presence struct {
+	Online bool      `json:"online"`
+	Nonce  string    `json:"nonce"` // of the connection: a Will whose nonce is not the current one is late and means nothing
+	Since  time.Time `json:"since"`
+	Agent  string    `json:"agent,omitempty"` // version of the agent
+	Reason string    `json:"reason,omitempty"`
+}
+
+// Event is one transition, sent at once and not retained.
+type Event struct {
+	At         time.Time `json:"at"`
+	Deployment string    `json:"deployment,omitempty"`
+	Serial     Serial    `json:"serial,omitempty"`
+	State      State     `json:"state,omitempty"`
+	Message    string    `json:"message,omitempty"`
+}
+
+// Facts describe a cluster; the hub renders for them.
+type Facts struct {
+	KubernetesVersion string   `json:"kubernetesVersion"`
+	APIVersions       []string `json:"apiVersions,omitempty"`
+	Nodes             int      `json:"nodes"`
+	Agent             string   `json:"agent"`
+}
+
+// Hash identifies facts in reports.
+func (f Facts) Hash() string {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return "" // strings and an int always encode
+	}
+	return Sum(b).Short()
+}
+
+// PartRequest asks the hub to publish parts of a bundle again: the answer comes on the parts' own topics.
+type PartRequest struct {
+	Deployment string `json:"deployment"`
+	Digest     Digest `json:"digest"`
+	Group      string `json:"group,omitempty"`
+	Parts      []int  `json:"parts"`
+}
+
+// Encode writes the report so that it fits one message: a report that is too large loses its findings, then its
+// messages, never a deployment or a count.
+func (r Reported) Encode(l Limits) ([]byte, error) {
+	r.Version = Version
+	for _, shrink := range []func(*DeploymentReport){
+		func(*DeploymentReport) {},
+		func(d *DeploymentReport) { d.NotReady, d.Modified = first(d.NotReady, 1), first(d.Modified, 1) },
+		func(d *DeploymentReport) { d.NotReady, d.Modified = nil, nil },
+		func(d *DeploymentReport) { d.Message = "" },
+	} {
+		r.Deployments = slices.Clone(r.Deployments)
+		for i := range r.Deployments {
+			shrink(&r.Deployments[i])
+		}
+		b, err := json.Marshal(r)
+		if err != nil {
+			return nil, fmt.Errorf("encode report: %w", err)
+		}
+		if int64(len(b)) <= l.PartSize {
+			return b, nil
+		}
+	}
+	return nil, &LimitError{What: "number of deployments in a report", Limit: l.Entries, Got: int64(len(r.Deployments))}
+}
+
+func first(f []Finding, n int) []Finding { return f[:min(n, len(f))] }
+
+// ParseReported reads a report from a cluster that may be broken or hostile.
+func ParseReported(b []byte, l Limits) (*Reported, error) {
+	var r Reported
+	if err := parseJSON("report", b, &r, l); err != nil {
+		return nil, err
+	}
+	if r.Version > Version {
+		return nil, fmt.Errorf("report: %w", ErrVersion)
+	}
+	if err := atMost("number of deployments", int64(len(r.Deployments)), l.Entries); err != nil {
+		return nil, err
+	}
+	for _, d := range r.Deployments {
+		if !ValidName(d.Name) {
+			return nil, fmt.Errorf("report: %w: deployment name %q", ErrMalformed, d.Name)
+		}
+		if !slices.Contains(ranks, d.State) {
+			return nil, fmt.Errorf("report: %w: state %q of %s", ErrMalformed, d.State, d.Name)
+		}
+	}
+	return &r, nil
+}
+
+// ParsePresence reads a presence message.
+func ParsePresence(b []byte, l Limits) (*Presence, error) {
+	var p Presence
+	return &p, parseJSON("presence", b, &p, l)
+}
+
+// ParseEvent reads an event.
+func ParseEvent(b []byte, l Limits) (*Event, error) {
+	var e Event
+	return &e, parseJSON("event", b, &e, l)
+}
+
+// ParseFacts reads facts.
+func ParseFacts(b []byte, l Limits) (*Facts, error) {
+	var f Facts
+	return &f, parseJSON("facts", b, &f, l)
+}
+
+// ParsePartRequest reads a request for parts.
+func ParsePartRequest(b []byte, l Limits) (*PartRequest, error) {
+	var p PartRequest
+	if err := parseJSON("part request", b, &p, l); err != nil {
+		return nil, err
+	}
+	return &p, atMost("number of parts", int64(len(p.Parts)), l.Parts)
+}
+
+func parseJSON(what string, b []byte, v any, l Limits) error {
+	if len(b) == 0 {
+		return fmt.Errorf("%s: %w", what, ErrEmpty)
+	}
+	if err := atMost(what, int64(len(b)), l.PartSize); err != nil {
+		return err
+	}
+	if err := checkDepth(b, 16); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w: %v", what, ErrMalformed, err)
+	}
+	return nil
+}

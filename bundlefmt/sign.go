@@ -1,0 +1,189 @@
+package bundlefmt
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/veraison/go-cose"
+)
+
+// KeyID names a public key: the first 8 bytes of its SHA-256.
+type KeyID [8]byte
+
+// KeyIDOf computes the id of a public key.
+func KeyIDOf(pub ed25519.PublicKey) KeyID {
+	h := sha256.Sum256(pub)
+	return KeyID(h[:8])
+}
+
+// String is the hexadecimal form.
+func (k KeyID) String() string { return hex.EncodeToString(k[:]) }
+
+// Signer signs messages. The zero value is unusable; make one with NewSigner.
+type Signer struct {
+	id  KeyID
+	key ed25519.PrivateKey
+}
+
+// NewSigner wraps a private key.
+func NewSigner(key ed25519.PrivateKey) Signer {
+	return Signer{id: KeyIDOf(key.Public().(ed25519.PublicKey)), key: key}
+}
+
+// Public is the key that verifies what s signs.
+func (s Signer) Public() ed25519.PublicKey { return s.key.Public().(ed25519.PublicKey) }
+
+// Trust is the set of keys whose signatures are accepted. It is immutable.
+type Trust struct{ keys map[KeyID]ed25519.PublicKey }
+
+// NewTrust makes a set of keys. Keys of the wrong length are left out: they could verify nothing.
+func NewTrust(keys ...ed25519.PublicKey) Trust {
+	t := Trust{keys: make(map[KeyID]ed25519.PublicKey, len(keys))}
+	for _, k := range keys {
+		if len(k) == ed25519.PublicKeySize {
+			t.keys[KeyIDOf(k)] = k
+		}
+	}
+	return t
+}
+
+// Has reports whether the key with this id is trusted.
+func (t Trust) Has(id KeyID) bool { _, ok := t.keys[id]; return ok }
+
+var encMode = func() cbor.EncMode {
+	m, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return m
+}()
+
+var decMode = func() cbor.DecMode {
+	m, err := cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		IndefLength:       cbor.IndefLengthForbidden,
+		TagsMd:            cbor.TagsForbidden,
+		MaxNestedLevels:   8,
+		MaxArrayElements:  16384,
+		MaxMapPairs:       64,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		UTF8:              cbor.UTF8RejectInvalid,
+	}.DecMode()
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return m
+}()
+
+// sign wraps the CBOR encoding of v.
+func sign(s Signer, contentType string, v any) ([]byte, error) {
+	payload, err := encMode.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", contentType, err)
+	}
+	signer, err := cose.NewSigner(cose.AlgorithmEdDSA, s.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign %s: %w", contentType, err)
+	}
+	m := cose.NewSign1Message()
+	m.Headers.Protected = protected(s.id, contentType)
+	m.Payload = payload
+	if err := m.Sign(nil, nil, signer); err != nil { // Ed25519 takes no randomness: the same value signs to the same bytes
+		return nil, fmt.Errorf("sign %s: %w", contentType, err)
+	}
+	return m.MarshalCBOR()
+}
+
+func protected(id KeyID, contentType string) cose.ProtectedHeader {
+	return cose.ProtectedHeader{
+		cose.HeaderLabelAlgorithm:   cose.AlgorithmEdDSA,
+		cose.HeaderLabelContentType: contentType,
+		cose.HeaderLabelKeyID:       id[:],
+	}
+}
+
+// verify checks msg and decodes its payload to v, in this order: size, structure, key, signature, format version,
+// fields, canonical form. Nothing of the payload is looked at before the signature holds.
+func verify(t Trust, contentType string, msg []byte, v any) error {
+	if len(msg) == 0 {
+		return ErrEmpty
+	}
+	var m cose.Sign1Message
+	if err := m.UnmarshalCBOR(msg); err != nil {
+		return fmt.Errorf("%w: not a COSE_Sign1 message", ErrMalformed)
+	}
+	id, ok := m.Headers.Protected[cose.HeaderLabelKeyID].([]byte)
+	if !ok || len(id) != len(KeyID{}) {
+		return fmt.Errorf("%w: no key id", ErrUntrusted)
+	}
+	key, ok := t.keys[KeyID(id)]
+	if !ok {
+		return fmt.Errorf("%w: key %x is unknown here", ErrUntrusted, id)
+	}
+	// The message must be exactly what sign would have written around this payload and signature: no other algorithm,
+	// no unprotected header, no second encoding.
+	want := cose.Sign1Message{Headers: cose.Headers{Protected: protected(KeyID(id), contentType)}, Payload: m.Payload, Signature: m.Signature}
+	if b, err := want.MarshalCBOR(); err != nil || !bytes.Equal(b, msg) {
+		return fmt.Errorf("%w: not a %s in canonical form", ErrMalformed, contentType)
+	}
+	verifier, err := cose.NewVerifier(cose.AlgorithmEdDSA, key)
+	if err != nil {
+		return fmt.Errorf("verify %s: %w", contentType, err)
+	}
+	if err := m.Verify(nil, verifier); err != nil {
+		return fmt.Errorf("%w: signature of key %x does not hold", ErrUntrusted, id)
+	}
+	return decode(m.Payload, v)
+}
+
+// decode reads a canonical payload. The version stands under key 1 (or first in an array) in every payload, so that a
+// newer message is told apart from a broken one.
+func decode(payload []byte, v any) error {
+	if err := decMode.Unmarshal(payload, v); err != nil {
+		var unknown *cbor.UnknownFieldError
+		if ver, ok := payloadVersion(payload); ok && ver > Version {
+			return fmt.Errorf("%w (format %d, this side knows %d)", ErrVersion, ver, Version)
+		}
+		if errors.As(err, &unknown) {
+			return fmt.Errorf("%w: unknown field", ErrMalformed)
+		}
+		return fmt.Errorf("%w: %v", ErrMalformed, err)
+	}
+	if ver, ok := payloadVersion(payload); !ok || ver == 0 {
+		return fmt.Errorf("%w: no format version", ErrMalformed)
+	} else if ver > Version {
+		return fmt.Errorf("%w (format %d, this side knows %d)", ErrVersion, ver, Version)
+	}
+	again, err := encMode.Marshal(reflect.ValueOf(v).Elem().Interface())
+	if err != nil || !bytes.Equal(again, payload) {
+		return fmt.Errorf("%w: not in canonical form", ErrMalformed)
+	}
+	return nil
+}
+
+func payloadVersion(payload []byte) (uint64, bool) {
+	loose, err := cbor.DecOptions{MaxNestedLevels: 8}.DecMode()
+	if err != nil {
+		return 0, false
+	}
+	var m struct {
+		Version uint64 `cbor:"1,keyasint"`
+	}
+	if loose.Unmarshal(payload, &m) == nil {
+		return m.Version, true
+	}
+	var a []cbor.RawMessage
+	if loose.Unmarshal(payload, &a) == nil && len(a) > 0 {
+		var v uint64
+		if loose.Unmarshal(a[0], &v) == nil {
+			return v, true
+		}
+	}
+	return 0, false
+}
