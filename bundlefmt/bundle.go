@@ -34,6 +34,9 @@ func (r Ref) String() string {
 	return b.String()
 }
 
+// identity is the same for all versions of one object.
+func (r Ref) identity() Ref { r.Version = ""; return r }
+
 // Object is one Kubernetes object in canonical JSON.
 type Object struct {
 	Ref
@@ -42,62 +45,88 @@ type Object struct {
 
 // NewObject reads an object's identity out of its JSON and puts it into canonical form.
 func NewObject(data []byte) (Object, error) {
-	canon, err := Canonical(data, DefaultLimits())
+	canon, v, err := canonical(data, DefaultLimits())
 	if err != nil {
 		return Object{}, err
 	}
-	ref, err := refOf(canon)
-	return Object{Ref: ref, JSON: canon}, err
+	ref, err := refOf(v)
+	if err != nil {
+		return Object{}, err
+	}
+	return Object{Ref: ref, JSON: canon}, nil
 }
 
-func refOf(data []byte) (Ref, error) {
-	var head struct {
-		APIVersion string `json:"apiVersion"`
-		Kind       string `json:"kind"`
-		Metadata   struct{ Namespace, Name string }
-	}
-	if err := json.Unmarshal(data, &head); err != nil {
-		return Ref{}, fmt.Errorf("%w: object: %v", ErrMalformed, err)
-	}
+// refOf looks keys up in a map and not through a struct, which would also match them in other cases: the API server reads
+// "apiversion" as no field at all.
+func refOf(o map[string]any) (Ref, error) {
+	meta, _ := o["metadata"].(map[string]any)
+	apiVersion, _ := o["apiVersion"].(string)
+	kind, _ := o["kind"].(string)
+	name, _ := meta["name"].(string)
+	namespace, isString := meta["namespace"].(string)
 	switch {
-	case head.APIVersion == "":
+	case apiVersion == "":
 		return Ref{}, fmt.Errorf("%w: object has no apiVersion", ErrMalformed)
-	case head.Kind == "":
+	case kind == "":
 		return Ref{}, fmt.Errorf("%w: object has no kind", ErrMalformed)
-	case head.Metadata.Name == "":
-		return Ref{}, fmt.Errorf("%w: %s has no metadata.name", ErrMalformed, head.Kind)
+	case name == "":
+		return Ref{}, fmt.Errorf("%w: %s has no metadata.name", ErrMalformed, kind)
+	case !isString && meta["namespace"] != nil:
+		return Ref{}, fmt.Errorf("%w: %s %s: metadata.namespace is not a string", ErrMalformed, kind, name)
 	}
-	r := Ref{Version: head.APIVersion, Kind: head.Kind, Namespace: head.Metadata.Namespace, Name: head.Metadata.Name}
-	if g, v, ok := strings.Cut(head.APIVersion, "/"); ok {
-		r.Group, r.Version = g, v
+	r := Ref{Version: apiVersion, Kind: kind, Namespace: namespace, Name: name}
+	if g, v, ok := strings.Cut(apiVersion, "/"); ok {
+		if r.Group, r.Version = g, v; g == "" || v == "" {
+			return Ref{}, fmt.Errorf("%w: %s %s: apiVersion %q", ErrMalformed, kind, name, apiVersion)
+		}
+	}
+	for _, s := range []string{r.Group, r.Version, r.Kind, r.Namespace, r.Name} {
+		if !pathSegment(s) {
+			return Ref{}, fmt.Errorf("%w: %q cannot stand in the identity of an object", ErrMalformed, s)
+		}
 	}
 	return r, nil
 }
 
-// Canonical rewrites JSON with sorted keys and no white space; numbers keep their digits. Size and depth are checked first.
+// pathSegment holds the parts of an identity to what can be one segment of a path of the Kubernetes API: a name must
+// never reach another resource.
+func pathSegment(s string) bool {
+	if len(s) > 253 || s == "." || s == ".." {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool { return strings.ContainsRune("/%?#", r) || r <= ' ' || r == 0x7f })
+}
+
+// Canonical rewrites JSON with sorted keys and no white space; numbers keep their digits. Of a key that stands twice in
+// one object the last counts. Size and depth are checked first.
 func Canonical(data []byte, l Limits) ([]byte, error) {
+	canon, _, err := canonical(data, l)
+	return canon, err
+}
+
+func canonical(data []byte, l Limits) ([]byte, map[string]any, error) {
 	if err := atMost("object size", int64(len(data)), l.Object); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := checkDepth(data, l.Depth); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	var v map[string]any
 	if err := dec.Decode(&v); err != nil {
-		return nil, fmt.Errorf("%w: object: %v", ErrMalformed, err)
+		return nil, nil, fmt.Errorf("%w: object: %v", ErrMalformed, err)
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, fmt.Errorf("%w: bytes after the object", ErrMalformed)
+		return nil, nil, fmt.Errorf("%w: bytes after the object", ErrMalformed)
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
-		return nil, fmt.Errorf("encode object: %w", err)
+		return nil, nil, fmt.Errorf("encode object: %w", err)
 	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), v, nil
 }
 
 // checkDepth scans without building anything: depth must be known to be small before a decoder recurses.
@@ -159,12 +188,11 @@ func New(objects []Object, l Limits) (*Bundle, error) {
 		if err := atMost("size of "+o.Ref.String(), int64(len(o.JSON)), l.Object); err != nil {
 			return nil, err
 		}
-		id := o.Ref
-		id.Version = ""
-		if seen[id] {
+		if id := o.Ref.identity(); seen[id] {
 			return nil, fmt.Errorf("%s appears twice in the bundle", o.Ref)
+		} else {
+			seen[id] = true
 		}
-		seen[id] = true
 		size += int64(len(o.JSON))
 		h := Sum(o.JSON)
 		ix.Entries = append(ix.Entries, entry{Group: o.Group, Version: o.Version, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Hash: h[:], Size: uint64(len(o.JSON))})
@@ -223,8 +251,12 @@ func parse(raw []byte, want Digest, l Limits) (*Bundle, error) {
 		return nil, err
 	}
 	b.objects = make([]Object, 0, len(ix.Entries))
+	seen := make(map[Ref]bool, len(ix.Entries))
 	for _, e := range ix.Entries {
 		o := Object{Ref: Ref{Group: e.Group, Version: e.Version, Kind: e.Kind, Namespace: e.Namespace, Name: e.Name}}
+		if err := atMost("size of "+o.Ref.String(), int64(e.Size), l.Object); err != nil {
+			return nil, err
+		}
 		if e.Size > uint64(len(rest)) {
 			return nil, fmt.Errorf("%w: bundle is truncated at %s", ErrMalformed, o.Ref)
 		}
@@ -232,12 +264,20 @@ func parse(raw []byte, want Digest, l Limits) (*Bundle, error) {
 		if h := Sum(o.JSON); !bytes.Equal(h[:], e.Hash) {
 			return nil, fmt.Errorf("%s: %w", o.Ref, ErrDigest)
 		}
-		if err := checkDepth(o.JSON, l.Depth); err != nil {
+		canon, v, err := canonical(o.JSON, l)
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Ref, err)
 		}
-		if ref, err := refOf(o.JSON); err != nil || ref != o.Ref {
+		if !bytes.Equal(canon, o.JSON) {
+			return nil, fmt.Errorf("%w: %s is not in canonical form", ErrMalformed, o.Ref)
+		}
+		if ref, err := refOf(v); err != nil || ref != o.Ref {
 			return nil, fmt.Errorf("%w: index says %s, the object says otherwise", ErrMalformed, o.Ref)
 		}
+		if seen[o.Ref.identity()] {
+			return nil, fmt.Errorf("%w: %s stands twice", ErrMalformed, o.Ref)
+		}
+		seen[o.Ref.identity()] = true
 		b.objects = append(b.objects, o)
 	}
 	if len(rest) != 0 {

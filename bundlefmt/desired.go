@@ -24,22 +24,31 @@ type Deployment struct {
 	RawSize  int64
 	Size     int64  // bytes of all parts
 	Parts    int    // messages
-	Group    string // audience: the cluster group whose topic holds the parts; empty: this cluster's own topic
-	Revision string // for people: where the bundle came from
+	Group    string // audience: the cluster group whose topic holds the parts, or AllGroup; empty: this cluster's own topic
+	Revision string // for people: where the bundle came from; at most MaxRevision bytes
 	Policy   Policy
 }
 
 // Policy is how a deployment is to be treated on the site. The zero value is the default.
 type Policy struct {
-	Namespace          string   `cbor:"1,keyasint,omitempty"` // for namespaced objects without one; empty: "default"
-	ForceNamespace     bool     `cbor:"2,keyasint,omitempty"` // every object goes to Namespace; a cluster-scoped one is an error
-	NoCreateNamespace  bool     `cbor:"3,keyasint,omitempty"` // fail when Namespace is missing
-	CorrectDrift       bool     `cbor:"4,keyasint,omitempty"` // repair what was changed on the site, else report Modified
-	CorrectDriftForce  bool     `cbor:"5,keyasint,omitempty"` // recreate objects that cannot be changed in place
-	KeepResources      bool     `cbor:"6,keyasint,omitempty"` // removal leaves the objects where they are
-	Paused             bool     `cbor:"7,keyasint,omitempty"` // nothing is changed on the site
-	ReadyTimeoutSecond uint64   `cbor:"8,keyasint,omitempty"` // 0: the agent's default
+	Namespace          string `cbor:"1,keyasint,omitempty"` // for namespaced objects without one; empty: "default"
+	ForceNamespace     bool   `cbor:"2,keyasint,omitempty"` // every object goes to Namespace; a cluster-scoped one is an error
+	NoCreateNamespace  bool   `cbor:"3,keyasint,omitempty"` // fail when Namespace is missing
+	CorrectDrift       bool   `cbor:"4,keyasint,omitempty"` // repair what was changed on the site, else report Modified
+	CorrectDriftForce  bool   `cbor:"5,keyasint,omitempty"` // recreate objects that cannot be changed in place
+	KeepResources      bool   `cbor:"6,keyasint,omitempty"` // removal leaves the objects where they are
+	Paused             bool   `cbor:"7,keyasint,omitempty"` // nothing is changed on the site
+	ReadyTimeoutSecond uint64 `cbor:"8,keyasint,omitempty"` // 0: the agent's default; at most 30 days
 }
+
+// AllGroup is the audience that holds every cluster of the workspace. Only this name and DNS labels can stand in
+// [Deployment.Group]: the agent makes a topic of it.
+const AllGroup = "_all"
+
+// MaxRevision bounds [Deployment.Revision], in bytes.
+const MaxRevision = 64
+
+const maxReadyTimeout = 30 * 24 * 3600 // seconds
 
 // Removal orders a deployment to go away. It stays in the document until the agent reports that it is done.
 type Removal struct {
@@ -77,14 +86,8 @@ type wireDesired struct {
 	Remove      []wireRemoval    `cbor:"8,keyasint,omitempty"`
 }
 
-// Sign encodes and signs the document.
+// Sign encodes and signs the document. It refuses what [OpenDesired] would refuse: nothing is signed that no agent takes.
 func (d *Desired) Sign(s Signer, l Limits) ([]byte, error) {
-	if err := atMost("number of deployments", int64(len(d.Deployments)), l.Entries); err != nil {
-		return nil, err
-	}
-	if err := atMost("number of removals", int64(len(d.Remove)), l.Entries); err != nil {
-		return nil, err
-	}
 	w := wireDesired{Version: Version, Workspace: d.Workspace, Cluster: d.Cluster, Serial: uint64(d.Serial), IssuedAt: unix(d.IssuedAt), StaleAfter: unix(d.StaleAfter)}
 	for _, x := range d.Deployments {
 		digest := x.Digest
@@ -95,6 +98,9 @@ func (d *Desired) Sign(s Signer, l Limits) ([]byte, error) {
 	}
 	for _, x := range d.Remove {
 		w.Remove = append(w.Remove, wireRemoval{Name: x.Name, Serial: uint64(x.Serial), Keep: x.Keep})
+	}
+	if _, err := w.open(l); err != nil {
+		return nil, fmt.Errorf("sign desired document: %w", err)
 	}
 	msg, err := sign(s, TypeDesired, w)
 	if err != nil {
@@ -110,7 +116,8 @@ type Audience struct {
 	Floor     Serial // a document with a lower serial is refused
 }
 
-// OpenDesired verifies a desired document. The checks run in this order: size, signature, form, audience, serial, limits.
+// OpenDesired verifies a desired document. The checks run in this order: size, signature, form, audience, serial, and
+// then the limits and the content of every entry.
 // The document that is already applied (serial equal to the floor) opens as well: reading it again changes nothing,
 // and a restarted agent does just that; whether an arriving one is news is for the caller to compare.
 func OpenDesired(msg []byte, t Trust, who Audience, l Limits) (*Desired, error) {
@@ -137,6 +144,18 @@ func (w *wireDesired) open(l Limits) (*Desired, error) {
 	if err := atMost("number of removals", int64(len(w.Remove)), l.Entries); err != nil {
 		return nil, err
 	}
+	if !ValidName(w.Workspace) || !ValidName(w.Cluster) {
+		return nil, fmt.Errorf("%w: audience %q/%q is not two DNS labels", ErrMalformed, w.Workspace, w.Cluster)
+	}
+	if err := checkSerial(w.Serial); err != nil {
+		return nil, err
+	}
+	if err := checkTime("time of issue", w.IssuedAt); err != nil {
+		return nil, err
+	}
+	if err := checkTime("stale-after", w.StaleAfter); err != nil {
+		return nil, err
+	}
 	d := &Desired{Workspace: w.Workspace, Cluster: w.Cluster, Serial: Serial(w.Serial), IssuedAt: fromUnix(w.IssuedAt), StaleAfter: fromUnix(w.StaleAfter)}
 	seen := map[string]bool{}
 	for _, x := range w.Deployments {
@@ -147,20 +166,8 @@ func (w *wireDesired) open(l Limits) (*Desired, error) {
 		if err := checkEntry(x.Name, x.Serial, w.Serial); err != nil {
 			return nil, err
 		}
-		if len(x.Digest) != len(Digest{}) {
-			return nil, fmt.Errorf("%w: digest of %q", ErrMalformed, x.Name)
-		}
-		if err := atMost("size of "+x.Name, int64(x.RawSize), l.RawSize); err != nil {
-			return nil, err
-		}
-		if err := atMost("compressed size of "+x.Name, int64(x.Size), l.BodySize+l.PartSize); err != nil {
-			return nil, err
-		}
-		if err := atMost("parts of "+x.Name, int64(x.Parts), l.Parts); err != nil {
-			return nil, err
-		}
-		if x.Parts == 0 {
-			return nil, fmt.Errorf("%w: deployment %q has no parts", ErrMalformed, x.Name)
+		if err := x.check(l); err != nil {
+			return nil, fmt.Errorf("deployment %s: %w", x.Name, err)
 		}
 		d.Deployments = append(d.Deployments, Deployment{
 			Name: x.Name, Serial: Serial(x.Serial), Digest: Digest(x.Digest), RawSize: int64(x.RawSize), Size: int64(x.Size), Parts: int(x.Parts),
@@ -178,6 +185,35 @@ func (w *wireDesired) open(l Limits) (*Desired, error) {
 		d.Remove = append(d.Remove, Removal{Name: x.Name, Serial: Serial(x.Serial), Keep: x.Keep})
 	}
 	return d, nil
+}
+
+// check bounds what stands beside the name: the agent allocates, subscribes and waits by these values.
+func (x *wireDeployment) check(l Limits) error {
+	if len(x.Digest) != len(Digest{}) {
+		return fmt.Errorf("%w: digest of %d bytes", ErrMalformed, len(x.Digest))
+	}
+	if err := atMost("bundle size", int64(x.RawSize), l.RawSize); err != nil {
+		return err
+	}
+	if err := atMost("compressed bundle size", int64(x.Size), l.BodySize+l.PartSize); err != nil {
+		return err
+	}
+	if err := atMost("number of parts", int64(x.Parts), l.Parts); err != nil {
+		return err
+	}
+	if x.Parts == 0 {
+		return fmt.Errorf("%w: no parts", ErrMalformed)
+	}
+	if x.Group != "" && x.Group != AllGroup && !ValidName(x.Group) {
+		return fmt.Errorf("%w: group %q is not a DNS label", ErrMalformed, x.Group)
+	}
+	if err := atMost("length of revision", int64(len(x.Revision)), MaxRevision); err != nil {
+		return err
+	}
+	if x.Policy.Namespace != "" && !ValidName(x.Policy.Namespace) {
+		return fmt.Errorf("%w: namespace %q is not a DNS label", ErrMalformed, x.Policy.Namespace)
+	}
+	return atMost("ready timeout in seconds", int64(x.Policy.ReadyTimeoutSecond), maxReadyTimeout)
 }
 
 // checkEntry holds names to what can stand in a topic, a label and a file name. A release is never newer than its document.
@@ -202,6 +238,14 @@ func ValidName(s string) bool {
 		}
 	}
 	return true
+}
+
+// checkTime holds seconds since 1970 to years that RFC 3339 can write.
+func checkTime(what string, s int64) error {
+	if s < 0 || s > 253402300799 { // 9999-12-31T23:59:59Z
+		return fmt.Errorf("%w: %s %d is no time", ErrMalformed, what, s)
+	}
+	return nil
 }
 
 func unix(t time.Time) int64 {

@@ -26,8 +26,8 @@ func (d Digest) IsZero() bool { return d == Digest{} }
 func ParseDigest(s string) (Digest, error) {
 	var d Digest
 	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(d) {
-		return d, fmt.Errorf("digest %q: want 64 hexadecimal digits: %w", s, ErrMalformed)
+	if err != nil || len(b) != len(d) || hex.EncodeToString(b) != s {
+		return d, fmt.Errorf("digest %q: want 64 lower-case hexadecimal digits: %w", s, ErrMalformed)
 	}
 	copy(d[:], b)
 	return d, nil
@@ -46,16 +46,28 @@ func (d *Digest) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Serial numbers the releases of a deployment and the desired documents of a cluster. It only ever grows.
+// Serial numbers the releases of a deployment and the desired documents of a cluster. It only ever grows, from 1 (0 is
+// "none yet") to [MaxSerial].
 type Serial uint64
+
+// MaxSerial is 2⁵³−1, the largest number that every JSON reader keeps exact. A signed document with a larger serial is
+// refused: it would leave no room for a correction.
+const MaxSerial Serial = 1<<53 - 1
+
+func checkSerial(s uint64) error {
+	if s == 0 || s > uint64(MaxSerial) {
+		return fmt.Errorf("%w: serial %d is not in 1 … %d", ErrMalformed, s, MaxSerial)
+	}
+	return nil
+}
 
 // String is the decimal form.
 func (s Serial) String() string { return strconv.FormatUint(uint64(s), 10) }
 
 // ParseSerial reads the form that String writes.
 func ParseSerial(s string) (Serial, error) {
-	v, err := strconv.ParseUint(s, 10, 63)
-	if err != nil {
+	v, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || v > uint64(MaxSerial) || strconv.FormatUint(v, 10) != s {
 		return 0, fmt.Errorf("serial %q: want a decimal number: %w", s, ErrMalformed)
 	}
 	return Serial(v), nil

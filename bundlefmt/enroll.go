@@ -19,7 +19,10 @@ type Ticket struct {
 	Secret    string            `json:"secret"` // proves possession; the hub holds only its hash
 }
 
-const ticketPrefix = "shoal1."
+const (
+	ticketPrefix = "shoal1."
+	maxTicket    = 64 << 10 // bytes; a certificate authority is a few hundred
+)
 
 // String is the form that people copy.
 func (t Ticket) String() string {
@@ -33,16 +36,19 @@ func (t Ticket) String() string {
 // ParseTicket reads the form that String writes; white space around it is ignored. Errors never repeat the ticket.
 func ParseTicket(s string) (Ticket, error) {
 	var t Ticket
+	if err := atMost("enrolment token", int64(len(s)), maxTicket); err != nil {
+		return t, err
+	}
 	rest, ok := strings.CutPrefix(strings.TrimSpace(s), ticketPrefix)
 	if !ok {
-		return t, fmt.Errorf("enrolment token: %w: it starts with %q; make one with: shoal token create", ErrMalformed, ticketPrefix)
+		return Ticket{}, fmt.Errorf("enrolment token: %w: it starts with %q; make one with: shoal token create", ErrMalformed, ticketPrefix)
 	}
 	b, err := base64.RawURLEncoding.DecodeString(rest)
 	if err != nil || json.Unmarshal(b, &t) != nil {
-		return t, fmt.Errorf("enrolment token: %w: it is damaged or cut short; copy it whole", ErrMalformed)
+		return Ticket{}, fmt.Errorf("enrolment token: %w: it is damaged or cut short; copy it whole", ErrMalformed)
 	}
-	if t.URL == "" || t.Token == "" || t.Secret == "" || len(t.Root) != ed25519.PublicKeySize || !ValidName(t.Workspace) {
-		return t, fmt.Errorf("enrolment token: %w: it lacks a field", ErrMalformed)
+	if t.URL == "" || !ValidName(t.Token) || t.Secret == "" || len(t.Root) != ed25519.PublicKeySize || !ValidName(t.Workspace) {
+		return Ticket{}, fmt.Errorf("enrolment token: %w: it lacks a field, or a name in it is no DNS label", ErrMalformed)
 	}
 	return t, nil
 }
@@ -73,11 +79,16 @@ func ParseEnrollRequest(b []byte, l Limits) (*EnrollRequest, error) {
 	if !ValidName(r.Cluster) {
 		return nil, fmt.Errorf("enrolment request: %w: cluster name %q is not a DNS label (a-z, 0-9, dashes; at most 63)", ErrMalformed, r.Cluster)
 	}
+	clip(&r.Agent, maxVersion)
 	return &r, nil
 }
 
-// ParseEnrollResponse reads the hub's answer.
+// ParseEnrollResponse reads the hub's answer. The trust document in it is not verified here; see [OpenTrust].
 func ParseEnrollResponse(b []byte, l Limits) (*EnrollResponse, error) {
 	var r EnrollResponse
-	return &r, parseJSON("enrolment response", b, &r, l)
+	if err := parseJSON("enrolment response", b, &r, l); err != nil {
+		return nil, err
+	}
+	clip(&r.Error, MaxMessage)
+	return &r, nil
 }

@@ -33,7 +33,8 @@ func atMost(what string, got, limit int64) error {
 	return nil
 }
 
-// Limits are part of the format: both sides enforce them.
+// Limits are part of the format: both sides enforce them, before anything of that size is allocated. With the defaults a
+// desired document and a report always fit one message: the number of entries is chosen so.
 type Limits struct {
 	PartSize int64 // bytes of one message, and of every document
 	Parts    int64 // parts of one bundle
@@ -55,6 +56,6 @@ func DefaultLimits() Limits {
 		Objects:  10_000,
 		Object:   1 << 20,
 		Depth:    64,
-		Entries:  1000,
+		Entries:  128,
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"time"
+	"unicode/utf8"
 )
 
 // State is where a deployment, a bundle or a cluster stands.
@@ -69,7 +70,7 @@ type DeploymentReport struct {
 	Message  string    `json:"message,omitempty"`
 	Ready    int       `json:"ready"`
 	Total    int       `json:"total"`
-	Since    time.Time `json:"since"` // of the state
+	Since    time.Time `json:"since"` // of the state; whole seconds
 	NotReady []Finding `json:"notReady,omitempty"`
 	Modified []Finding `json:"modified,omitempty"`
 	// Counts of all findings; the lists above hold at most MaxFindings.
@@ -79,6 +80,11 @@ type DeploymentReport struct {
 
 // MaxFindings bounds the lists in a report; the counts beside them are of everything.
 const MaxFindings = 10
+
+// MaxMessage bounds a message or a reason, in bytes. What is longer is cut, by the writer and by the reader.
+const MaxMessage = 1024
+
+const maxVersion = 64 // bytes of what an agent calls its version
 
 // Finding is an object that is not as it should be, and why.
 type Finding struct {
@@ -112,7 +118,7 @@ type Facts struct {
 	Agent             string   `json:"agent"`
 }
 
-// Hash identifies facts in reports.
+// Hash identifies facts in reports: it is the hash of the bytes that json.Marshal gives, which the agent publishes.
 func (f Facts) Hash() string {
 	b, err := json.Marshal(f)
 	if err != nil {
@@ -132,9 +138,11 @@ type PartRequest struct {
 // Encode writes the report so that it fits one message: a report that is too large loses its findings, then its
 // messages, never a deployment or a count.
 func (r Reported) Encode(l Limits) ([]byte, error) {
+	var size int64
 	r.Version = Version
+	r.At = r.At.UTC().Truncate(time.Second)
 	for _, shrink := range []func(*DeploymentReport){
-		func(*DeploymentReport) {},
+		tidy,
 		func(d *DeploymentReport) { d.NotReady, d.Modified = first(d.NotReady, 1), first(d.Modified, 1) },
 		func(d *DeploymentReport) { d.NotReady, d.Modified = nil, nil },
 		func(d *DeploymentReport) { d.Message = "" },
@@ -147,63 +155,181 @@ func (r Reported) Encode(l Limits) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("encode report: %w", err)
 		}
-		if int64(len(b)) <= l.PartSize {
+		if size = int64(len(b)); size <= l.PartSize {
 			return b, nil
 		}
 	}
-	return nil, &LimitError{What: "number of deployments in a report", Limit: l.Entries, Got: int64(len(r.Deployments))}
+	return nil, &LimitError{What: "size of a report without findings and messages", Limit: l.PartSize, Got: size}
+}
+
+// tidy holds a report to what ParseReported accepts.
+func tidy(d *DeploymentReport) {
+	d.Since = d.Since.UTC().Truncate(time.Second)
+	d.NotReadyCount, d.ModifiedCount = max(d.NotReadyCount, len(d.NotReady)), max(d.ModifiedCount, len(d.Modified))
+	d.NotReady, d.Modified = slices.Clone(first(d.NotReady, MaxFindings)), slices.Clone(first(d.Modified, MaxFindings))
+	d.clip()
+}
+
+func (d *DeploymentReport) clip() {
+	clip(&d.Message, MaxMessage)
+	for _, l := range [][]Finding{d.NotReady, d.Modified} {
+		for i := range l {
+			clip(&l[i].Reason, MaxMessage)
+		}
+	}
 }
 
 func first(f []Finding, n int) []Finding { return f[:min(n, len(f))] }
+
+// clip cuts text between two characters.
+func clip(s *string, limit int) {
+	if len(*s) <= limit {
+		return
+	}
+	n := limit - len("…")
+	for n > 0 && !utf8.RuneStart((*s)[n]) {
+		n--
+	}
+	*s = (*s)[:n] + "…"
+}
 
 // ParseReported reads a report from a cluster that may be broken or hostile.
 func ParseReported(b []byte, l Limits) (*Reported, error) {
 	var r Reported
 	if err := parseJSON("report", b, &r, l); err != nil {
+		var newer struct{ Version int }
+		if json.Unmarshal(b, &newer) == nil && newer.Version > Version {
+			return nil, fmt.Errorf("report: %w", ErrVersion)
+		}
 		return nil, err
 	}
 	if r.Version > Version {
 		return nil, fmt.Errorf("report: %w", ErrVersion)
 	}
+	if r.Version < 1 {
+		return nil, fmt.Errorf("report: %w: no format version", ErrMalformed)
+	}
+	if r.Serial > MaxSerial || r.Trust > MaxSerial {
+		return nil, fmt.Errorf("report: %w: serial above %d", ErrMalformed, MaxSerial)
+	}
 	if err := atMost("number of deployments", int64(len(r.Deployments)), l.Entries); err != nil {
 		return nil, err
 	}
-	for _, d := range r.Deployments {
+	if r.Refused != nil {
+		clip(&r.Refused.Reason, MaxMessage)
+	}
+	seen := make(map[string]bool, len(r.Deployments))
+	for i := range r.Deployments {
+		d := &r.Deployments[i]
 		if !ValidName(d.Name) {
-			return nil, fmt.Errorf("report: %w: deployment name %q", ErrMalformed, d.Name)
+			return nil, fmt.Errorf("report: %w: deployment name %.80q", ErrMalformed, d.Name)
 		}
-		if !slices.Contains(ranks, d.State) {
-			return nil, fmt.Errorf("report: %w: state %q of %s", ErrMalformed, d.State, d.Name)
+		if seen[d.Name] {
+			return nil, fmt.Errorf("report: %w: deployment %q stands twice", ErrMalformed, d.Name)
 		}
+		seen[d.Name] = true
+		if err := d.check(l); err != nil {
+			return nil, fmt.Errorf("report: deployment %s: %w", d.Name, err)
+		}
+		d.clip()
 	}
 	return &r, nil
 }
 
+// check holds numbers to what can be added up over a fleet.
+func (d *DeploymentReport) check(l Limits) error {
+	if !d.State.known() {
+		return fmt.Errorf("%w: state %.80q", ErrMalformed, string(d.State))
+	}
+	if d.Serial > MaxSerial {
+		return fmt.Errorf("%w: serial above %d", ErrMalformed, MaxSerial)
+	}
+	for _, n := range []struct {
+		what string
+		n    int
+	}{{"total", d.Total}, {"ready", d.Ready}, {"notReadyCount", d.NotReadyCount}, {"modifiedCount", d.ModifiedCount}} {
+		if err := atMost(n.what, int64(n.n), l.Objects); err != nil {
+			return err
+		}
+	}
+	if d.Ready > d.Total {
+		return fmt.Errorf("%w: %d of %d objects ready", ErrMalformed, d.Ready, d.Total)
+	}
+	if err := atMost("number of objects in notReady", int64(len(d.NotReady)), MaxFindings); err != nil {
+		return err
+	}
+	return atMost("number of objects in modified", int64(len(d.Modified)), MaxFindings)
+}
+
+func (s State) known() bool { return slices.Contains(ranks, s) }
+
 // ParsePresence reads a presence message.
 func ParsePresence(b []byte, l Limits) (*Presence, error) {
 	var p Presence
-	return &p, parseJSON("presence", b, &p, l)
+	if err := parseJSON("presence", b, &p, l); err != nil {
+		return nil, err
+	}
+	if !ValidName(p.Nonce) {
+		return nil, fmt.Errorf("presence: %w: nonce %.80q", ErrMalformed, p.Nonce)
+	}
+	clip(&p.Agent, maxVersion)
+	clip(&p.Reason, MaxMessage)
+	return &p, nil
 }
 
 // ParseEvent reads an event.
 func ParseEvent(b []byte, l Limits) (*Event, error) {
 	var e Event
-	return &e, parseJSON("event", b, &e, l)
+	if err := parseJSON("event", b, &e, l); err != nil {
+		return nil, err
+	}
+	if e.Deployment != "" && !ValidName(e.Deployment) {
+		return nil, fmt.Errorf("event: %w: deployment name %.80q", ErrMalformed, e.Deployment)
+	}
+	if e.State != "" && !e.State.known() {
+		return nil, fmt.Errorf("event: %w: state %.80q", ErrMalformed, string(e.State))
+	}
+	if e.Serial > MaxSerial {
+		return nil, fmt.Errorf("event: %w: serial above %d", ErrMalformed, MaxSerial)
+	}
+	clip(&e.Message, MaxMessage)
+	return &e, nil
 }
 
 // ParseFacts reads facts.
 func ParseFacts(b []byte, l Limits) (*Facts, error) {
 	var f Facts
-	return &f, parseJSON("facts", b, &f, l)
+	if err := parseJSON("facts", b, &f, l); err != nil {
+		return nil, err
+	}
+	return &f, nil
 }
 
-// ParsePartRequest reads a request for parts.
+// ParsePartRequest reads a request for parts. Whether the cluster runs that bundle, and whether the bundle has that many
+// parts, is for the caller to look up.
 func ParsePartRequest(b []byte, l Limits) (*PartRequest, error) {
 	var p PartRequest
 	if err := parseJSON("part request", b, &p, l); err != nil {
 		return nil, err
 	}
-	return &p, atMost("number of parts", int64(len(p.Parts)), l.Parts)
+	if !ValidName(p.Deployment) {
+		return nil, fmt.Errorf("part request: %w: deployment name %.80q", ErrMalformed, p.Deployment)
+	}
+	if p.Group != "" && p.Group != AllGroup && !ValidName(p.Group) {
+		return nil, fmt.Errorf("part request: %w: group %.80q", ErrMalformed, p.Group)
+	}
+	if len(p.Parts) == 0 {
+		return nil, fmt.Errorf("part request: %w: it names no part", ErrMalformed)
+	}
+	if err := atMost("number of parts", int64(len(p.Parts)), l.Parts); err != nil {
+		return nil, err
+	}
+	for _, i := range p.Parts {
+		if err := atMost("part", int64(i), l.Parts-1); err != nil {
+			return nil, err
+		}
+	}
+	return &p, nil
 }
 
 func parseJSON(what string, b []byte, v any, l Limits) error {
@@ -217,7 +343,7 @@ func parseJSON(what string, b []byte, v any, l Limits) error {
 		return err
 	}
 	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("%s: %w: %v", what, ErrMalformed, err)
+		return fmt.Errorf("%s: %w: %w", what, ErrMalformed, err)
 	}
 	return nil
 }

@@ -139,6 +139,9 @@ func OpenHeader(part0 []byte, want Digest, t Trust, l Limits) (*Header, error) {
 		}
 		out.hashes = append(out.hashes, Digest(p))
 	}
+	if int64(len(out.start)) > out.BodySize {
+		return nil, fmt.Errorf("%w: part 0 is longer than the header says", ErrMalformed)
+	}
 	if len(out.hashes) == 0 || Sum(out.start) != out.hashes[0] {
 		return nil, fmt.Errorf("part 0: %w", ErrDigest)
 	}
@@ -181,6 +184,9 @@ func Open(parts [][]byte, want Digest, t Trust, l Limits) (*Bundle, error) {
 			return nil, fmt.Errorf("%w: parts are longer than the header says", ErrMalformed)
 		}
 		body = append(body, p...)
+	}
+	if int64(len(body)) != h.BodySize {
+		return nil, fmt.Errorf("%w: parts are shorter than the header says", ErrMalformed)
 	}
 	raw, err := decompress(body, h.RawSize)
 	if err != nil {

@@ -47,7 +47,7 @@ func NewTrust(keys ...ed25519.PublicKey) Trust {
 	t := Trust{keys: make(map[KeyID]ed25519.PublicKey, len(keys))}
 	for _, k := range keys {
 		if len(k) == ed25519.PublicKeySize {
-			t.keys[KeyIDOf(k)] = k
+			t.keys[KeyIDOf(k)] = bytes.Clone(k)
 		}
 	}
 	return t
@@ -57,7 +57,9 @@ func NewTrust(keys ...ed25519.PublicKey) Trust {
 func (t Trust) Has(id KeyID) bool { _, ok := t.keys[id]; return ok }
 
 var encMode = func() cbor.EncMode {
-	m, err := cbor.CoreDetEncOptions().EncMode()
+	o := cbor.CoreDetEncOptions()
+	o.NilContainers = cbor.NilContainerAsEmpty // an empty list has one encoding: null is refused
+	m, err := o.EncMode()
 	if err != nil {
 		panic(err) // the options are constants
 	}
@@ -75,6 +77,15 @@ var decMode = func() cbor.DecMode {
 		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
 		UTF8:              cbor.UTF8RejectInvalid,
 	}.DecMode()
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return m
+}()
+
+// looseMode reads no more than a format version out of what may be written by a newer version.
+var looseMode = func() cbor.DecMode {
+	m, err := cbor.DecOptions{MaxNestedLevels: 16}.DecMode()
 	if err != nil {
 		panic(err) // the options are constants
 	}
@@ -168,20 +179,16 @@ func decode(payload []byte, v any) error {
 }
 
 func payloadVersion(payload []byte) (uint64, bool) {
-	loose, err := cbor.DecOptions{MaxNestedLevels: 8}.DecMode()
-	if err != nil {
-		return 0, false
-	}
 	var m struct {
 		Version uint64 `cbor:"1,keyasint"`
 	}
-	if loose.Unmarshal(payload, &m) == nil {
+	if looseMode.Unmarshal(payload, &m) == nil {
 		return m.Version, true
 	}
 	var a []cbor.RawMessage
-	if loose.Unmarshal(payload, &a) == nil && len(a) > 0 {
+	if looseMode.Unmarshal(payload, &a) == nil && len(a) > 0 {
 		var v uint64
-		if loose.Unmarshal(a[0], &v) == nil {
+		if looseMode.Unmarshal(a[0], &v) == nil {
 			return v, true
 		}
 	}

@@ -29,8 +29,14 @@ func (d *TrustDoc) Sign(root Signer) ([]byte, error) {
 	for _, k := range d.Keys {
 		w.Keys = append(w.Keys, k)
 	}
+	if _, err := w.open(); err != nil {
+		return nil, fmt.Errorf("sign trust document: %w", err)
+	}
 	return sign(root, TypeTrust, w)
 }
+
+// maxKeys bounds a trust document: current, next and previous keys of a few hubs.
+const maxKeys = 64
 
 // OpenTrust verifies a trust document against the root key; one with a serial below floor is refused, so that a key that
 // was taken out never comes back by replay.
@@ -48,15 +54,36 @@ func OpenTrust(msg []byte, root ed25519.PublicKey, workspace string, floor Seria
 	if Serial(w.Serial) < floor {
 		return nil, fmt.Errorf("trust document: %w: serial %d, already at %d", ErrStale, w.Serial, floor)
 	}
+	d, err := w.open()
+	if err != nil {
+		return nil, fmt.Errorf("trust document: %w", err)
+	}
+	return d, nil
+}
+
+// open checks the form; Sign does so too, so that nothing is signed that no agent would take.
+func (w *wireTrust) open() (*TrustDoc, error) {
+	if !ValidName(w.Workspace) {
+		return nil, fmt.Errorf("%w: workspace %q is not a DNS label", ErrMalformed, w.Workspace)
+	}
+	if err := checkSerial(w.Serial); err != nil {
+		return nil, err
+	}
+	if err := checkTime("time of issue", w.IssuedAt); err != nil {
+		return nil, err
+	}
+	if len(w.Keys) == 0 {
+		return nil, fmt.Errorf("%w: no keys", ErrMalformed)
+	}
+	if err := atMost("number of keys", int64(len(w.Keys)), maxKeys); err != nil {
+		return nil, err
+	}
 	d := &TrustDoc{Workspace: w.Workspace, Serial: Serial(w.Serial), IssuedAt: fromUnix(w.IssuedAt)}
 	for _, k := range w.Keys {
 		if len(k) != ed25519.PublicKeySize {
-			return nil, fmt.Errorf("trust document: %w: key of %d bytes", ErrMalformed, len(k))
+			return nil, fmt.Errorf("%w: key of %d bytes", ErrMalformed, len(k))
 		}
 		d.Keys = append(d.Keys, k)
-	}
-	if len(d.Keys) == 0 {
-		return nil, fmt.Errorf("trust document: %w: no keys", ErrMalformed)
 	}
 	return d, nil
 }

@@ -1,8 +1,13 @@
 package topics
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
 
-// Role is what a client of the broker may publish and subscribe. Everything not said here is refused.
+// Role is what a client of the broker may publish and subscribe. Everything not said here is refused; the zero value may
+// nothing.
 type Role struct {
 	publish   func(Topic) bool
 	subscribe func(Topic) bool
@@ -12,8 +17,12 @@ type Role struct {
 
 // Agent may write where a cluster stands and read what it is to run. memberOf says whether the cluster is in a group; it
 // is asked each time, because membership changes while agents stay connected. Agents subscribe to exact names, never by
-// wildcard: of a group's bundles they can only fetch those whose digest their desired document told them.
+// wildcard: of a group's bundles they can only fetch those whose digest their desired document told them. A cluster whose
+// names are no DNS labels may do nothing.
 func (p Prefix) Agent(c Cluster, memberOf func(group string) bool) Role {
+	if !label(c.Workspace) || !label(c.Name) {
+		return Role{} // an empty name would own the topics that have none
+	}
 	own := func(t Topic) bool { return t.ClusterID() == c }
 	return Role{
 		prefix: p,
@@ -56,22 +65,39 @@ func (p Prefix) Enrollee(workspace, token string) Role {
 
 // Reader may watch everything and write nothing. Enrolment traffic holds no secrets.
 func (p Prefix) Reader() Role {
-	none := func(Topic) bool { return false }
-	return Role{prefix: p, publish: none, subscribe: none, under: string(p)}
+	return Role{prefix: p, under: string(p)}
 }
 
 // MayPublish says whether a message may be published to a topic name.
 func (r Role) MayPublish(name string) bool {
 	t, err := r.prefix.Parse(name)
-	return err == nil && r.publish(t)
+	return err == nil && r.publish != nil && r.publish(t)
 }
 
 // MaySubscribe says whether a topic filter lies within what the role may read.
 func (r Role) MaySubscribe(filter string) bool {
 	if r.under != "" {
 		// The filter's literal start decides: "shoal/v1/#" and "shoal/v1/+/trust" lie within, "#" and "+/v1/#" do not.
-		return strings.HasPrefix(filter, r.under+"/")
+		return strings.HasPrefix(filter, r.under+"/") && validFilter(filter)
 	}
 	t, err := r.prefix.Parse(filter) // wildcards are no labels, so only exact names parse
-	return err == nil && r.subscribe(t)
+	return err == nil && r.subscribe != nil && r.subscribe(t)
 }
+
+// validFilter refuses what MQTT 5 calls a malformed filter (clauses 4.7.1 and 4.7.3): brokers differ in what they make of
+// one, and what it would match is nobody's to guess.
+func validFilter(filter string) bool {
+	if len(filter) > maxFilter || !utf8.ValidString(filter) || strings.ContainsFunc(filter, unicode.IsControl) {
+		return false
+	}
+	levels := strings.Split(filter, "/")
+	for i, l := range levels {
+		if strings.Contains(l, "#") && (l != "#" || i != len(levels)-1) || strings.Contains(l, "+") && l != "+" {
+			return false
+		}
+	}
+	return true
+}
+
+// maxFilter is far above the longest topic of ours, in bytes.
+const maxFilter = 1024

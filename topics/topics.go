@@ -1,4 +1,4 @@
-// Package topics holds every MQTT topic name of Shoal: building, parsing, matching, and who may use which. Nothing else
+// Package topics holds every MQTT topic name of Shoal: building, parsing, and who may use which. Nothing else
 // in the tree spells a topic.
 //
 //	<prefix>/<workspace>/cluster/<cluster>/desired             retained  hub → agent   signed desired document
