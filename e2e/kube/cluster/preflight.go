@@ -1,0 +1,73 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// A MissingError says what this machine lacks for real nodes, one sentence each.
+type MissingError struct{ What []string }
+
+func (e *MissingError) Error() string {
+	return "real nodes are impossible on this machine:\n  - " + strings.Join(e.What, "\n  - ")
+}
+
+// Preflight tells whether a cluster with real nodes can run here; if not, the
+// error is a *MissingError.
+func Preflight() error {
+	var e MissingError
+	missing := func(format string, args ...any) { e.What = append(e.What, fmt.Sprintf(format, args...)) }
+
+	if os.Geteuid() != 0 {
+		missing("needs root: containerd mounts file systems and makes namespaces")
+	} else if err := tryNamespaces(); err != nil {
+		missing("needs a root that may make PID and mount namespaces (a container must be privileged): %v", err)
+	}
+	for _, p := range []struct{ program, pkg string }{
+		{"containerd", "containerd"}, {"containerd-shim-runc-v2", "containerd"}, {"ctr", "containerd"},
+		{"runc", "runc"}, {"ip", "iproute2"},
+	} {
+		if _, err := exec.LookPath(p.program); err != nil {
+			missing("%s not found: apt-get install %s", p.program, p.pkg)
+		}
+	}
+	if _, err := cniDir(); err != nil {
+		missing("%v", err)
+	}
+	if len(e.What) > 0 {
+		return &e
+	}
+	return nil
+}
+
+// tryNamespaces starts a process in the namespaces that a node gets.
+func tryNamespaces() error {
+	exe, err := exec.LookPath("true")
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(exe)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: nodeNamespaces}
+	return cmd.Run()
+}
+
+// cniDir finds the network plugins: where Debian puts them, or where everyone
+// else does.
+func cniDir() (string, error) {
+	for _, dir := range []string{"/usr/lib/cni", "/opt/cni/bin"} {
+		var errs error
+		for _, plugin := range []string{"bridge", "host-local", "loopback"} {
+			_, err := os.Stat(filepath.Join(dir, plugin))
+			errs = errors.Join(errs, err)
+		}
+		if errs == nil {
+			return dir, nil
+		}
+	}
+	return "", errors.New("CNI plugins not found in /usr/lib/cni or /opt/cni/bin: apt-get install containernetworking-plugins")
+}
