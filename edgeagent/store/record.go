@@ -1,0 +1,66 @@
+package store
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"shoal.dev/shoal/bundlefmt"
+)
+
+// Release is what an order said of a deployment: enough to fetch, apply and check it again without the order.
+type Release struct {
+	Serial bundlefmt.Serial `json:"serial"`
+	Digest bundlefmt.Digest `json:"digest"`
+	Policy bundlefmt.Policy `json:"policy"`
+	Parts  int              `json:"parts"`
+	Group  string           `json:"group,omitempty"`
+}
+
+// Record is what is known of one deployment on this site.
+type Record struct {
+	Name     string   `json:"name"`
+	Applied  *Release `json:"applied,omitempty"`  // the last release that was applied in full
+	Applying *Release `json:"applying,omitempty"` // a release whose apply has begun and not ended
+	Previous *Release `json:"previous,omitempty"` // what was applied in full before Applied: the way back
+
+	// Refs is every object that Applied has and that Applying may have made. It is written before an apply touches the
+	// cluster: an object that is not in here would never be pruned.
+	Refs []bundlefmt.Ref `json:"refs,omitempty"`
+
+	State   bundlefmt.State `json:"state,omitempty"`
+	Since   time.Time       `json:"since,omitzero"`
+	Message string          `json:"message,omitempty"`
+}
+
+// Records are all deployments known here; a damaged one is set aside and left out.
+func (s *Store) Records() (map[string]Record, error) {
+	list, err := names(s.path(recordsDir))
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]Record, len(list))
+	for _, n := range list {
+		r, err := getJSON(s, filepath.Join(recordsDir, n), func(r Record) error {
+			if r.Name != n || !bundlefmt.ValidName(n) {
+				return errDamaged
+			}
+			return nil
+		})
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out[n] = r
+	}
+	return out, nil
+}
+
+// PutRecord keeps a record.
+func (s *Store) PutRecord(r Record) error { return s.putJSON(filepath.Join(recordsDir, r.Name), r) }
+
+// DeleteRecord forgets a deployment; forgetting it twice is no error.
+func (s *Store) DeleteRecord(name string) error { return s.remove(filepath.Join(recordsDir, name)) }
