@@ -1,0 +1,169 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// ErrUnavailable means that the API server does not answer, is overloaded, or does not accept the agent's credential.
+// Nothing can be said about any object; the same call may succeed later, so back off and repeat it.
+var ErrUnavailable = errors.New("the Kubernetes API server is not available")
+
+func isStatus(err error) bool {
+	var s apierrors.APIStatus
+	return errors.As(err, &s)
+}
+
+// outage separates what is wrong with the API server, which ends a pass, from what is wrong with one object, for which it
+// returns nil. An answer that could be either (503 comes from an aggregated API as well as from the API server itself) is
+// settled by asking for the server's health.
+func (a *Applier) outage(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !isStatus(err), apierrors.IsUnauthorized(err), apierrors.IsTooManyRequests(err):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case apierrors.IsServiceUnavailable(err), apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsInternalError(err),
+		apierrors.ReasonForError(err) == metav1.StatusReasonUnknown && httpCode(err) >= http.StatusInternalServerError:
+		if herr := a.healthy(ctx); herr != nil {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	return nil
+}
+
+func (a *Applier) healthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return a.raw.Get().AbsPath("/readyz").MaxRetries(0).Do(ctx).Error()
+}
+
+func httpCode(err error) int32 {
+	var s apierrors.APIStatus
+	if errors.As(err, &s) {
+		return s.Status().Code
+	}
+	return 0
+}
+
+// finding says what the API server's answer means for one object.
+func finding(ref Ref, err error) Finding {
+	var s apierrors.APIStatus
+	if !errors.As(err, &s) {
+		return Finding{ref, Unavailable, err.Error()}
+	}
+	st := s.Status()
+	msg := strings.TrimSpace(st.Message)
+	switch {
+	case hasCause(st, "NamespaceTerminating"):
+		return Finding{ref, Terminating, fmt.Sprintf("namespace %q is being deleted", ref.Namespace)}
+	case strings.Contains(msg, "admission webhook") || strings.Contains(msg, "failed calling webhook"):
+		return Finding{ref, Rejected, msg}
+	case apierrors.IsForbidden(err):
+		_, why, ok := strings.Cut(msg, " is forbidden: ")
+		if !ok {
+			why = msg
+		}
+		return Finding{ref, Forbidden, "forbidden: " + why}
+	case isUnknownResource(st):
+		return Finding{ref, UnknownKind, fmt.Sprintf("no matches for kind %q in version %q (is its CRD installed?)", ref.Kind, apiVersion(ref))}
+	case apierrors.IsNotFound(err) && st.Details != nil && st.Details.Kind == "namespaces":
+		return Finding{ref, NoNamespace, fmt.Sprintf("namespace %q does not exist: add it to the bundle or allow createNamespace", ref.Namespace)}
+	case apierrors.IsInvalid(err):
+		return invalid(ref, st)
+	case apierrors.IsConflict(err):
+		return Finding{ref, Conflict, "changed by somebody else at the same moment: " + msg}
+	case strings.Contains(msg, "field not declared in schema"), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
+		return Finding{ref, Invalid, "invalid: " + redact(ref, msg)}
+	}
+	return Finding{ref, Unavailable, redact(ref, msg)}
+}
+
+// immutableSays are the words by which API servers and CRD rules refuse a change in place; there is no code for it.
+var immutableSays = []string{
+	"field is immutable", "is immutable", "are immutable", "may not be changed", "cannot be changed", "may not change",
+	"updates to statefulset spec for fields other than", "pod updates may not change fields", "spec is immutable",
+}
+
+func invalid(ref Ref, st metav1.Status) Finding {
+	var immutable, other []string
+	if st.Details != nil {
+		for _, c := range st.Details.Causes {
+			field := c.Field
+			if field == "<nil>" || field == "" {
+				field = "object"
+			}
+			if says(c.Message, immutableSays) {
+				immutable = append(immutable, field)
+			} else {
+				other = append(other, field+": "+redact(ref, short(c.Message, 160)))
+			}
+		}
+	}
+	switch {
+	case len(other) > 0:
+		return Finding{ref, Invalid, "invalid: " + strings.Join(other[:min(3, len(other))], "; ")}
+	case len(immutable) > 0:
+		return Finding{ref, Immutable, fmt.Sprintf("%s is immutable: the object must be deleted and created again to change it", strings.Join(immutable, ", "))}
+	}
+	return Finding{ref, Invalid, "invalid: " + redact(ref, short(st.Message, 300))}
+}
+
+func says(msg string, any []string) bool {
+	for _, s := range any {
+		if strings.Contains(msg, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// redact drops messages about Secrets: the API server quotes the value it does not like.
+func redact(ref Ref, msg string) string {
+	if isSecret(ref) {
+		return "the API server refuses it (details are withheld: they may quote the secret)"
+	}
+	return msg
+}
+
+func isSecret(ref Ref) bool { return ref.Group == "" && ref.Kind == "Secret" }
+
+// isUnknownResource tells "there is no such API" from "there is no such object": only the latter names one.
+func isUnknownResource(st metav1.Status) bool {
+	return st.Reason == metav1.StatusReasonNotFound && (st.Details == nil || st.Details.Name == "" ||
+		hasCause(st, metav1.CauseTypeUnexpectedServerResponse))
+}
+
+func hasCause(st metav1.Status, t metav1.CauseType) bool {
+	if st.Details == nil {
+		return false
+	}
+	for _, c := range st.Details.Causes {
+		if c.Type == t {
+			return true
+		}
+	}
+	return false
+}
+
+func apiVersion(r Ref) string {
+	if r.Group == "" {
+		return r.Version
+	}
+	return r.Group + "/" + r.Version
+}
+
+func short(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n]) + "…"
+	}
+	return s
+}

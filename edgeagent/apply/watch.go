@@ -1,0 +1,314 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+const (
+	coalesce   = 250 * time.Millisecond // changes within it are one call
+	backoffMin = 250 * time.Millisecond
+	backoffMax = 30 * time.Second
+	watchLife  = 30 * time.Minute // asked of the server; twice that at most
+)
+
+// tracked is what is watched and for whom. Apply and Check fill it, Remove empties it.
+type tracked struct {
+	mu      sync.Mutex
+	byName  map[string][]schema.GroupVersionResource
+	seen    map[objectKey]sighting
+	changed chan struct{} // holds one token: the set of kinds may differ
+}
+
+type objectKey struct {
+	gvr             schema.GroupVersionResource
+	namespace, name string
+}
+
+// sighting is the newest state of an object that a caller knows already: its own write, or what Check read.
+type sighting struct {
+	resourceVersion string
+	uid             types.UID
+	deployment      string
+}
+
+func (t *tracked) init() {
+	t.byName = map[string][]schema.GroupVersionResource{}
+	t.seen = map[objectKey]sighting{}
+	t.changed = make(chan struct{}, 1)
+}
+
+// set says which kinds a deployment uses; none: it is gone.
+func (t *tracked) set(deployment string, gvrs []schema.GroupVersionResource) {
+	t.mu.Lock()
+	if len(gvrs) == 0 {
+		delete(t.byName, deployment)
+		for k, s := range t.seen {
+			if s.deployment == deployment {
+				delete(t.seen, k)
+			}
+		}
+	} else {
+		t.byName[deployment] = gvrs
+	}
+	t.mu.Unlock()
+	select {
+	case t.changed <- struct{}{}:
+	default:
+	}
+}
+
+// saw notes what the caller knows, so that the watch does not tell it again.
+func (t *tracked) saw(gvr schema.GroupVersionResource, m metav1.Object) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.seen[objectKey{gvr, m.GetNamespace(), m.GetName()}] = sighting{m.GetResourceVersion(), m.GetUID(), m.GetLabels()[Label]}
+}
+
+// news is the deployments that an event tells something about.
+func (t *tracked) news(gvr schema.GroupVersionResource, e watch.EventType, m metav1.Object) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key := objectKey{gvr, m.GetNamespace(), m.GetName()}
+	now := sighting{m.GetResourceVersion(), m.GetUID(), m.GetLabels()[Label]}
+	before, known := t.seen[key]
+	if known && before == now && e != watch.Deleted {
+		return nil
+	}
+	var out []string
+	if _, ours := t.byName[now.deployment]; ours {
+		out = append(out, now.deployment)
+		t.seen[key] = now
+	}
+	if e == watch.Deleted {
+		delete(t.seen, key)
+	}
+	if _, ours := t.byName[before.deployment]; known && ours && before.deployment != now.deployment {
+		out = append(out, before.deployment)
+	}
+	return out
+}
+
+func (t *tracked) kinds() map[schema.GroupVersionResource]bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := map[schema.GroupVersionResource]bool{}
+	for _, gvrs := range t.byName {
+		for _, g := range gvrs {
+			out[g] = true
+		}
+	}
+	return out
+}
+
+func (t *tracked) users(gvr schema.GroupVersionResource) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []string
+	for name, gvrs := range t.byName {
+		for _, g := range gvrs {
+			if g == gvr {
+				out = append(out, name)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// Watch calls changed, from one goroutine, whenever a deployment that Apply or Check has seen may stand differently: one
+// of its objects was edited, deleted, or reports progress. It watches only the kinds these deployments use, only objects
+// that carry our label, only their metadata. Calls are coalesced; changed should only take note.
+//
+// changed is also called for every deployment that uses a kind when the watch of that kind starts and when it comes back
+// after an outage: what happened before is unknown then. The Applier's own writes are not told, so repairing does not
+// lead to another round.
+//
+// Watch returns when ctx ends, with all its goroutines joined. Only one may run.
+func (a *Applier) Watch(ctx context.Context, changed func(deployment string)) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	news := make(chan string)
+	wg.Go(func() { dispatch(ctx, news, changed) })
+	tell := func(deployment string) {
+		select {
+		case news <- deployment:
+		case <-ctx.Done():
+		}
+	}
+	running := map[schema.GroupVersionResource]context.CancelFunc{}
+	for {
+		want := a.tracked.kinds()
+		for gvr, stop := range running {
+			if !want[gvr] {
+				stop()
+				delete(running, gvr)
+			}
+		}
+		for gvr := range want {
+			if running[gvr] == nil {
+				wctx, stop := context.WithCancel(ctx)
+				running[gvr] = stop
+				w := kindWatch{a: a, gvr: gvr, tell: tell}
+				wg.Go(func() { defer stop(); w.run(wctx) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.tracked.changed:
+		}
+	}
+}
+
+// dispatch collects names for a moment and passes each on once.
+func dispatch(ctx context.Context, news <-chan string, changed func(string)) {
+	pending := map[string]bool{}
+	var order []string
+	timer := time.NewTimer(coalesce)
+	timer.Stop()
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case d := <-news:
+			if len(pending) == 0 {
+				timer.Reset(coalesce)
+			}
+			if !pending[d] {
+				pending[d] = true
+				order = append(order, d)
+			}
+		case <-timer.C:
+			for _, d := range order {
+				changed(d)
+			}
+			clear(pending)
+			order = order[:0]
+		}
+	}
+}
+
+// kindWatch watches one kind until its context ends.
+type kindWatch struct {
+	a    *Applier
+	gvr  schema.GroupVersionResource
+	tell func(string)
+
+	at string // resource version to go on from; empty: from now, everything untold
+}
+
+func (w *kindWatch) run(ctx context.Context) {
+	wait, down := backoffMin, false
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := w.once(ctx, func() {
+			if w.at == "" || down {
+				for _, d := range w.a.tracked.users(w.gvr) {
+					w.tell(d)
+				}
+			}
+			if down {
+				w.a.log.Info().Str("resource", w.gvr.String()).Msg("watch is back")
+			}
+			down = false
+		})
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, errExpired):
+			w.at = ""
+		case err != nil:
+			if !down {
+				w.a.log.Warn().Err(err).Str("resource", w.gvr.String()).Msg("watch is interrupted")
+			}
+			down = true
+		}
+		// Also after an orderly end: a server that ends watches at once must not be asked in a loop.
+		if time.Since(began) > backoffMax {
+			wait = backoffMin
+		}
+		if !pause(ctx, wait/2+rand.N(wait/2)) {
+			return
+		}
+		wait = min(2*wait, backoffMax)
+	}
+}
+
+var (
+	errExpired = errors.New("the resource version is too old")
+	errEmpty   = errors.New("the connection ended before it began")
+)
+
+// once runs one watch connection; up is called when it stands. nil means that the server ended it in an orderly way.
+func (w *kindWatch) once(ctx context.Context, up func()) error {
+	life := int64((watchLife + rand.N(watchLife)).Seconds())
+	conn, err := w.a.meta.Resource(w.gvr).Watch(ctx, metav1.ListOptions{
+		LabelSelector: Label, ResourceVersion: w.at, AllowWatchBookmarks: true, TimeoutSeconds: &life,
+	})
+	if err != nil {
+		if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+			return errExpired
+		}
+		return err
+	}
+	defer conn.Stop()
+	// client-go answers a reset connection with a watch that is closed already, and no error.
+	select {
+	case e, ok := <-conn.ResultChan():
+		if !ok {
+			return errEmpty
+		}
+		up()
+		if err := w.event(e); err != nil {
+			return err
+		}
+	default:
+		up()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, ok := <-conn.ResultChan():
+			if !ok {
+				return nil
+			}
+			if err := w.event(e); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (w *kindWatch) event(e watch.Event) error {
+	if e.Type == watch.Error {
+		err := apierrors.FromObject(e.Object)
+		if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+			return errExpired
+		}
+		return err
+	}
+	m, ok := e.Object.(metav1.Object)
+	if !ok {
+		return nil
+	}
+	w.at = m.GetResourceVersion()
+	if e.Type == watch.Bookmark {
+		return nil
+	}
+	for _, d := range w.a.tracked.news(w.gvr, e.Type, m) {
+		w.tell(d)
+	}
+	return nil
+}
