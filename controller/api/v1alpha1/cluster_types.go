@@ -76,6 +76,16 @@ type ClusterStatus struct {
 	// KubernetesVersion of the cluster; charts are rendered for it.
 	// +optional
 	KubernetesVersion string `json:"kubernetesVersion,omitempty"`
+	// Nodes is how many nodes the cluster has.
+	// +optional
+	Nodes int32 `json:"nodes,omitempty"`
+	// Facts is the hash of the cluster's facts that the fields above were taken from.
+	// +optional
+	Facts string `json:"facts,omitempty"`
+	// APIVersions names the ConfigMap in the hub's namespace that lists the API versions charts are rendered for; clusters
+	// with the same list share it.
+	// +optional
+	APIVersions string `json:"apiVersions,omitempty"`
 	// Summary counts the cluster's deployments by state.
 	// +optional
 	Summary Summary `json:"summary,omitzero"`

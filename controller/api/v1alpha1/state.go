@@ -20,6 +20,7 @@ const (
 	StateRolledBack  State = "RolledBack"  // the agent went back to the release before
 	StateHeld        State = "Held"        // a window, a pause or a lock keeps the agent from acting
 	StateOrphaned    State = "Orphaned"    // on the cluster, but neither ordered nor to be removed
+	StateErrRendered State = "ErrRendered" // the hub could not render it: clusters keep what they have
 	StateOffline     State = "Offline"     // the cluster has no link; normal, never a failure
 	StateStale       State = "Stale"       // the cluster's newest order is older than it should be
 )
@@ -68,6 +69,9 @@ type Summary struct {
 	// WaitApplied: ordered, not applied yet.
 	// +optional
 	WaitApplied int32 `json:"waitApplied,omitempty"`
+	// ErrRendered: the hub could not render it for this cluster, which keeps what it has.
+	// +optional
+	ErrRendered int32 `json:"errRendered,omitempty"`
 	// ErrApplied: the cluster could not apply it.
 	// +optional
 	ErrApplied int32 `json:"errApplied,omitempty"`

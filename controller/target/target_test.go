@@ -1,0 +1,121 @@
+package target_test
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/target"
+)
+
+var update = flag.Bool("update", false, "rewrite the want sections in testdata")
+
+// TestSelect runs testdata/*.txtar: a bundle's spec, clusters and groups; want has one line a cluster that gets it
+// ("cluster <- target options"), or the error.
+func TestSelect(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(ar.Comment) == 0 {
+				t.Error("a case begins with a comment that says why it exists")
+			}
+			var spec v1alpha1.BundleSpec
+			var clusters []target.Cluster
+			var groups []struct {
+				Name     string
+				Labels   map[string]string
+				Selector *metav1.LabelSelector
+			}
+			want := -1
+			for i, f := range ar.Files {
+				switch f.Name {
+				case "bundle":
+					err = yaml.UnmarshalStrict(f.Data, &spec)
+				case "clusters":
+					err = yaml.UnmarshalStrict(f.Data, &clusters)
+				case "groups":
+					err = yaml.UnmarshalStrict(f.Data, &groups)
+				case "want":
+					want = i
+				default:
+					t.Fatalf("unknown section %s", f.Name)
+				}
+				if err != nil {
+					t.Fatalf("%s: %v", f.Name, err)
+				}
+			}
+			var gs []target.Group
+			for _, g := range groups {
+				gs = append(gs, target.Group(g))
+			}
+			got := run(t, spec, clusters, gs)
+			if want < 0 {
+				t.Fatal("no want section")
+			}
+			if *update {
+				ar.Files[want].Data = []byte(got)
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(string(ar.Files[want].Data), got); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+func run(t *testing.T, spec v1alpha1.BundleSpec, clusters []target.Cluster, groups []target.Group) string {
+	t.Helper()
+	before, _ := json.Marshal(spec)
+	ms, err := target.Select(spec, clusters, groups)
+	if after, _ := json.Marshal(spec); string(after) != string(before) {
+		t.Errorf("Select changed its argument:\n%s\n%s", before, after)
+	}
+	if err != nil {
+		return "error: " + err.Error() + "\n"
+	}
+	var b strings.Builder
+	for _, m := range ms {
+		o, err := json.Marshal(m.Options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "%s <- %s %s\n", m.Cluster, m.Target, strings.Replace(string(o), "{}", "", 1))
+	}
+	if b.Len() == 0 {
+		return "nobody\n"
+	}
+	return strings.ReplaceAll(b.String(), " \n", "\n")
+}
+
+func TestGroups(t *testing.T) {
+	groups := []target.Group{
+		{Name: "z", Selector: &metav1.LabelSelector{}},
+		{Name: "none"},
+		{Name: "bad", Selector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}}},
+		{Name: "eu", Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"region": "eu"}}},
+	}
+	got := target.Groups(target.Cluster{Name: "a", Labels: map[string]string{"region": "eu"}}, groups)
+	if d := cmp.Diff([]string{"eu", "z"}, got); d != "" {
+		t.Error(d)
+	}
+}
