@@ -98,12 +98,14 @@ func (a *api) exists(ctx context.Context, path string) error {
 	return a.do(ctx, http.MethodGet, path, nil, nil)
 }
 
+const nodeLeases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+
 // nodeReady fails until the node is Ready and its kubelet, simulated or real,
 // has renewed its lease after since. The lease matters after a restart: the
 // Ready condition is then there already, left from the last run.
 func (a *api) nodeReady(ctx context.Context, name string, since time.Time) error {
 	var lease struct{ Spec struct{ RenewTime time.Time } }
-	if err := a.do(ctx, http.MethodGet, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/"+name, nil, &lease); err != nil {
+	if err := a.do(ctx, http.MethodGet, nodeLeases+"/"+name, nil, &lease); err != nil {
 		return err
 	}
 	if lease.Spec.RenewTime.Before(since) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -202,6 +203,11 @@ func (c *run) startSimulatedNode(ctx context.Context, a *api) error {
 	}
 	if err := a.create(ctx, "/api/v1/nodes", simulatedNode(c.s.Name)); err != nil {
 		return fmt.Errorf("create node %s: %w", c.s.Name, err)
+	}
+	// The leases of the last run belong to its kwok; the next would wait for
+	// them to expire.
+	if err := a.do(ctx, http.MethodDelete, nodeLeases, nil, nil); err != nil {
+		return fmt.Errorf("delete node leases: %w", err)
 	}
 	return c.startChild(kwok(c.o, c.s), time.Second)
 }
