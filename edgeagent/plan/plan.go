@@ -1,0 +1,355 @@
+// Package plan decides what an agent does next. It is pure: no clock, disk, network or log; everything a decision depends
+// on is in State and now, so a decision that went wrong on a site can be replayed from its report.
+//
+// Three rules shape it. Absence deletes nothing: only a removal in the desired document leads to Remove. What runs is kept
+// running: while a newer release is on its way, refused or held, the one that is applied is still checked and repaired. And a
+// deployment waits only for itself: back-off, downloads and failures of one never delay another.
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"shoal.dev/shoal/bundlefmt"
+)
+
+// Release is a deployment at one serial, as a desired document ordered it.
+type Release struct {
+	Serial bundlefmt.Serial
+	Digest bundlefmt.Digest
+	Policy bundlefmt.Policy
+	Parts  int
+	Group  string
+}
+
+// Of is the release that a document's entry orders.
+func Of(d bundlefmt.Deployment) Release {
+	return Release{Serial: d.Serial, Digest: d.Digest, Policy: d.Policy, Parts: d.Parts, Group: d.Group}
+}
+
+// Verb is what to do.
+type Verb string
+
+// Verbs. All but Fetch and Wait occupy the deployment until they end; only one of them is asked for at a time.
+const (
+	Fetch  Verb = "fetch"  // get the parts of Release that are not on disk; goes on beside everything else
+	Apply  Verb = "apply"  // make the cluster be at Release, prune what it no longer has
+	Repair Verb = "repair" // apply Release, which is applied already, over what was changed on the site
+	Check  Verb = "check"  // compare the cluster with Release; no writes
+	Adopt  Verb = "adopt"  // note Release as applied: nothing in it asks for a change on the cluster
+	Remove Verb = "remove" // delete, or with Keep let go of, the objects; then forget the deployment
+	Wait   Verb = "wait"   // nothing, until Until or until something happens
+)
+
+// Action is what to do with one deployment, and what to say of it meanwhile.
+type Action struct {
+	Verb       Verb
+	Deployment string
+	Release    Release   // of all but Remove and Wait
+	Keep       bool      // of Remove
+	Until      time.Time // of Wait; zero: nothing is due by itself
+
+	State   bundlefmt.State // of the deployment; empty on Fetch
+	Message string
+}
+
+// Local is what the site knows of one deployment. The zero value of each field means: nothing of that kind.
+type Local struct {
+	Applied *Release // applied in full
+	Begun   *Release // its apply began and did not end: the cluster may have half of it
+	Busy    bool     // an action is under way
+
+	Health  *Health   // what the last check of Applied found; nil: none since the agent started
+	Changed time.Time // when the site was first seen to change since that check
+	Last    bundlefmt.State
+	Note    string // message that goes with Last
+
+	Failed  *Failure
+	Repairs Repairs
+	Jitter  float64 // 0 ≤ Jitter < 1, the deployment's own: spreads rechecks
+}
+
+// Health is the outcome of a check.
+type Health struct {
+	At       time.Time
+	Modified int       // objects that were changed or are missing
+	NotReady int       // objects that are not ready
+	Since    time.Time // of NotReady; zero when all are ready
+	Message  string
+}
+
+// Failure is an action that ended badly, or has to be repeated.
+type Failure struct {
+	Verb    Verb
+	Serial  bundlefmt.Serial // of the release it was about
+	Digest  bundlefmt.Digest
+	Count   int       // in a row
+	Until   time.Time // not to be tried again before
+	Message string
+}
+
+// Repairs counts repairs that did not last.
+type Repairs struct {
+	Count int
+	Last  time.Time
+}
+
+// Pace is how often things that tell nothing by themselves are looked at.
+type Pace struct {
+	Recheck  time.Duration
+	NotReady time.Duration
+	Settle   time.Duration
+}
+
+// State is everything a decision depends on.
+type State struct {
+	Desired *bundlefmt.Desired // nil: there is none that could be verified
+	Local   map[string]Local
+	OnDisk  map[bundlefmt.Digest]bool   // bundles that are complete here
+	Bad     map[bundlefmt.Digest]string // bundles whose content is not acceptable, and why
+	Pace    Pace
+}
+
+// Next says what to do now: for each deployment at most one Fetch and exactly one other action, ordered by name.
+//
+// Without a desired document the site goes on with what it has: every deployment is kept as it was last ordered.
+func Next(s State, now time.Time) []Action {
+	ordered := map[string]Release{}
+	removed := map[string]bundlefmt.Removal{}
+	names := slices.Collect(maps.Keys(s.Local))
+	if s.Desired != nil {
+		for _, d := range s.Desired.Deployments {
+			ordered[d.Name] = Of(d)
+			names = append(names, d.Name)
+		}
+		for _, r := range s.Desired.Remove {
+			removed[r.Name] = r
+		}
+	} else {
+		for name, l := range s.Local {
+			switch {
+			case l.Begun != nil:
+				ordered[name] = *l.Begun
+			case l.Applied != nil:
+				ordered[name] = *l.Applied
+			}
+		}
+	}
+	slices.Sort(names)
+	var out []Action
+	for _, name := range slices.Compact(names) {
+		l, known := s.Local[name]
+		one := step{s: &s, now: now, name: name, l: l}
+		if r, ok := removed[name]; ok {
+			if known {
+				out = append(out, one.remove(r)...)
+			}
+			continue
+		}
+		if want, ok := ordered[name]; ok {
+			out = append(out, one.keep(want)...)
+			continue
+		}
+		out = append(out, Action{Verb: Wait, Deployment: name, State: bundlefmt.Orphaned,
+			Message: "in neither list of the desired document: left alone; order it again or remove it"})
+	}
+	return out
+}
+
+// step decides about one deployment.
+type step struct {
+	s    *State
+	now  time.Time
+	name string
+	l    Local
+	held bool // a pause ordered with a newer release holds for the one that runs as well
+}
+
+func (x step) act(v Verb, r Release, st bundlefmt.State, msg string) Action {
+	return Action{Verb: v, Deployment: x.name, Release: r, State: st, Message: msg}
+}
+
+func (x step) wait(until time.Time, st bundlefmt.State, msg string) Action {
+	return Action{Verb: Wait, Deployment: x.name, Until: until, State: st, Message: msg}
+}
+
+func (x step) remove(r bundlefmt.Removal) []Action {
+	a := Action{Verb: Remove, Deployment: x.name, State: bundlefmt.WaitApplied, Message: "is being removed"}
+	a.Keep = r.Keep || x.l.Applied != nil && x.l.Applied.Policy.KeepResources
+	f := x.l.Failed
+	if f != nil && f.Verb == Remove {
+		a.Message = f.Message
+	}
+	switch {
+	case x.l.Busy:
+		a.Verb = Wait
+	case f != nil && f.Verb == Remove && x.now.Before(f.Until) && !x.settled():
+		a.Verb, a.Until = Wait, f.Until
+		if !x.l.Changed.IsZero() {
+			a.Until = x.l.Changed.Add(x.s.Pace.Settle)
+		}
+	}
+	return []Action{a}
+}
+
+// settled: the site changed, and some time ago.
+func (x step) settled() bool {
+	return !x.l.Changed.IsZero() && !x.now.Before(x.l.Changed.Add(x.s.Pace.Settle))
+}
+
+// keep makes the deployment be at want.
+func (x step) keep(want Release) []Action {
+	if x.l.Begun == nil && x.l.Applied != nil && sameOnCluster(*x.l.Applied, want) {
+		return x.stay(want)
+	}
+	if want.Policy.Paused {
+		return x.meanwhile(bundlefmt.Held, fmt.Sprintf("release %d is held: the bundle is paused", want.Serial), time.Time{}, true)
+	}
+	if why, bad := x.s.Bad[want.Digest]; bad {
+		return x.meanwhile(bundlefmt.Refused, why, time.Time{}, false)
+	}
+	if !x.s.OnDisk[want.Digest] {
+		fetch := Action{Verb: Fetch, Deployment: x.name, Release: want}
+		return append([]Action{fetch}, x.meanwhile(bundlefmt.Downloading, x.why(want, Fetch), time.Time{}, false)...)
+	}
+	st, msg := bundlefmt.WaitApplied, ""
+	if f := x.failure(want, Apply); f != nil {
+		st, msg = bundlefmt.ErrApplied, f.Message
+		if x.now.Before(f.Until) {
+			return x.meanwhile(st, msg, f.Until, false)
+		}
+	}
+	if x.l.Busy {
+		return []Action{x.wait(time.Time{}, st, msg)}
+	}
+	return []Action{x.act(Apply, want, st, msg)}
+}
+
+// meanwhile goes on with the release that is applied while the wanted one cannot be. The state is that of the wanted one.
+func (x step) meanwhile(st bundlefmt.State, msg string, until time.Time, paused bool) []Action {
+	if x.l.Applied == nil || x.l.Begun != nil || x.l.Busy { // half of another release is no state to go back to by itself
+		return []Action{x.wait(until, st, msg)}
+	}
+	x.held = paused
+	out := x.stay(*x.l.Applied)
+	for i := range out {
+		if out[i].Verb == Fetch {
+			continue
+		}
+		out[i].State, out[i].Message = st, msg
+		if out[i].Verb == Wait {
+			out[i].Until = earliest(out[i].Until, until)
+		}
+	}
+	return out
+}
+
+// stay keeps what is applied: looks, and repairs if that is ordered.
+func (x step) stay(want Release) []Action {
+	st, msg := x.standing()
+	if x.l.Busy {
+		return []Action{x.wait(time.Time{}, st, msg)}
+	}
+	if *x.l.Applied != want {
+		return []Action{x.act(Adopt, want, st, msg)}
+	}
+	if !x.s.OnDisk[want.Digest] { // damaged since: without it there is nothing to compare with
+		if why, bad := x.s.Bad[want.Digest]; bad {
+			return []Action{x.wait(time.Time{}, bundlefmt.Refused, why)}
+		}
+		return []Action{{Verb: Fetch, Deployment: x.name, Release: want}, x.wait(time.Time{}, st, msg)}
+	}
+	if f := x.failure(want, Repair); f != nil && x.now.Before(f.Until) {
+		return []Action{x.wait(f.Until, bundlefmt.ErrApplied, f.Message)}
+	}
+	if f := x.failure(want, Check); f != nil && x.now.Before(f.Until) {
+		return []Action{x.wait(f.Until, st, msg)}
+	}
+	due := x.checkDue()
+	if !x.now.Before(due) {
+		return []Action{x.act(Check, want, st, msg)}
+	}
+	if x.l.Health.Modified == 0 || !want.Policy.CorrectDrift || want.Policy.Paused || x.held {
+		return []Action{x.wait(due, st, msg)}
+	}
+	if after := x.l.Repairs.after(); x.now.Before(after) {
+		msg = fmt.Sprintf("changed again after each of %d repairs: another controller or person works against the bundle; %s", x.l.Repairs.Count, msg)
+		return []Action{x.wait(earliest(after, due), st, msg)}
+	}
+	return []Action{x.act(Repair, want, st, msg)}
+}
+
+// standing is what to say of a deployment that is as ordered.
+func (x step) standing() (bundlefmt.State, string) {
+	if f := x.l.Failed; f != nil && x.failure(*x.l.Applied, f.Verb) == f {
+		switch f.Verb {
+		case Repair:
+			return bundlefmt.ErrApplied, f.Message
+		case Check: // nobody knows how it stands: not to be called ready
+			return bundlefmt.NotReady, f.Message
+		}
+	}
+	h := x.l.Health
+	switch {
+	case h == nil && x.l.Last != "" && x.l.Last != bundlefmt.Orphaned && x.l.Last != bundlefmt.Held:
+		return x.l.Last, x.l.Note
+	case h == nil:
+		return bundlefmt.NotReady, "not looked at yet"
+	case h.Modified > 0:
+		return bundlefmt.Modified, h.Message
+	case h.NotReady > 0:
+		return bundlefmt.NotReady, h.Message
+	}
+	return bundlefmt.Ready, h.Message
+}
+
+func (x step) failure(r Release, v Verb) *Failure {
+	if f := x.l.Failed; f != nil && f.Verb == v && f.Serial == r.Serial && f.Digest == r.Digest {
+		return f
+	}
+	return nil
+}
+
+func (x step) why(r Release, v Verb) string {
+	if f := x.failure(r, v); f != nil {
+		return f.Message
+	}
+	return ""
+}
+
+// checkDue is when the cluster is to be looked at again.
+func (x step) checkDue() time.Time {
+	h := x.l.Health
+	if h == nil {
+		return time.Time{}
+	}
+	p := x.s.Pace
+	due := h.At.Add(time.Duration(float64(p.Recheck) * (0.75 + 0.5*x.l.Jitter)))
+	if h.NotReady > 0 {
+		// What has not become ready for long is looked at less often; progress is told by the watch.
+		every := min(max(h.At.Sub(h.Since)/4, p.NotReady), 20*p.NotReady)
+		due = earliest(due, h.At.Add(every))
+	}
+	if !x.l.Changed.IsZero() {
+		due = earliest(due, x.l.Changed.Add(p.Settle))
+	}
+	return due
+}
+
+// sameOnCluster: going from a to b needs no write. A policy field that is not known to be harmless is not.
+func sameOnCluster(a, b Release) bool {
+	harmless := func(p bundlefmt.Policy) bundlefmt.Policy {
+		p.CorrectDrift, p.Paused, p.KeepResources, p.ReadyTimeoutSecond = false, false, false, 0
+		return p
+	}
+	return a.Digest == b.Digest && harmless(a.Policy) == harmless(b.Policy)
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
