@@ -398,7 +398,7 @@ func TestRealContainerAnswersAndSurvivesRestart(t *testing.T) {
 	if err := gone(pids); err != nil {
 		t.Fatal(err)
 	}
-	if err := hello(t.Context(), pods.Items[0].Status.PodIP, ""); err == nil {
+	if err := hello(t.Context(), pods.Items[0].Status.PodIP, pods.Items[0].Name); err == nil {
 		t.Fatal("a container answers after Halt")
 	}
 	if err := c.Restart(within(t, startTimeout)); err != nil {

@@ -91,7 +91,7 @@ func forward(l net.Listener, target string) {
 }
 
 // startRealNode starts the process that becomes the node (RunNode).
-func (c *run) startRealNode(ctx context.Context) error {
+func (c *run) startRealNode() error {
 	if err := c.sandboxImage(); err != nil {
 		return err
 	}

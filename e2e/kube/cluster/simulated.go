@@ -24,20 +24,3 @@ func kwok(o Options, s state) spec {
 		},
 	}
 }
-
-// simulatedNode is the node every simulated cluster starts with. A test may
-// create more: kwok plays all of them.
-func simulatedNode(name string) map[string]any {
-	return map[string]any{
-		"apiVersion": "v1",
-		"kind":       "Node",
-		"metadata": map[string]any{
-			"name": name,
-			"labels": map[string]string{
-				"kubernetes.io/hostname": name,
-				"kubernetes.io/os":       "linux",
-				"kubernetes.io/arch":     "amd64",
-			},
-		},
-	}
-}

@@ -177,8 +177,13 @@ func (c *run) startRest(ctx context.Context, a *api, begin time.Time) error {
 	if err := a.create(ctx, "/apis/storage.k8s.io/v1/storageclasses", storageClass); err != nil {
 		return fmt.Errorf("create storage class: %w", err)
 	}
+	// Before a kubelet starts, too: without its Node it cannot make its lease,
+	// and it tries again only ten seconds later.
+	if err := a.create(ctx, "/api/v1/nodes", nodeObject(c.s.Name)); err != nil {
+		return fmt.Errorf("create node %s: %w", c.s.Name, err)
+	}
 	if c.s.Nodes == Real {
-		err = c.startRealNode(ctx)
+		err = c.startRealNode()
 	} else {
 		err = c.startSimulatedNode(ctx, a)
 	}
@@ -200,9 +205,6 @@ func (c *run) startRest(ctx context.Context, a *api, begin time.Time) error {
 func (c *run) startSimulatedNode(ctx context.Context, a *api) error {
 	if err := writeFile(c.path("pki/kwok.yaml"), stages); err != nil {
 		return err
-	}
-	if err := a.create(ctx, "/api/v1/nodes", simulatedNode(c.s.Name)); err != nil {
-		return fmt.Errorf("create node %s: %w", c.s.Name, err)
 	}
 	// The leases of the last run belong to its kwok; the next would wait for
 	// them to expire.
@@ -274,5 +276,22 @@ func (c *run) serve(ctx context.Context) error {
 		return nil
 	case p := <-dead:
 		return p.ended()
+	}
+}
+
+// nodeObject is the node every cluster starts with. A test of a cluster with
+// simulated nodes may create more: kwok plays all of them.
+func nodeObject(name string) map[string]any {
+	return map[string]any{
+		"apiVersion": "v1",
+		"kind":       "Node",
+		"metadata": map[string]any{
+			"name": name,
+			"labels": map[string]string{
+				"kubernetes.io/hostname": name,
+				"kubernetes.io/os":       runtime.GOOS,
+				"kubernetes.io/arch":     runtime.GOARCH,
+			},
+		},
 	}
 }
