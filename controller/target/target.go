@@ -46,7 +46,7 @@ type Group struct {
 // Match is one cluster that gets the bundle.
 type Match struct {
 	Cluster string
-	Target  string // name of the target that matched, or "targets[i]"
+	Target  string                 // name of the target that matched, or "targets[i]"
 	Options v1alpha1.BundleOptions // shared by all clusters of the target: read only
 }
 

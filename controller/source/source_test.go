@@ -1,0 +1,249 @@
+package source_test
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	"sigs.k8s.io/yaml"
+
+	"shoal.dev/shoal/controller/source"
+)
+
+var update = flag.Bool("update", false, "rewrite the want sections in testdata")
+
+// TestDir runs testdata/*.txtar: the files of a directory; want is the Bundle as YAML (its files by name only), or the
+// error.
+func TestDir(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(ar.Comment) == 0 {
+				t.Error("a case begins with a comment that says why it exists")
+			}
+			dir := filepath.Join(t.TempDir(), "My_App")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			want := -1
+			for i, f := range ar.Files {
+				if f.Name == "want" {
+					want = i
+					continue
+				}
+				write(t, dir, f.Name, f.Data)
+			}
+			if want < 0 {
+				t.Fatal("no want section")
+			}
+			got := read(t, dir)
+			if *update {
+				ar.Files[want].Data = []byte(got)
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(string(ar.Files[want].Data), got); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+func read(t *testing.T, dir string) string {
+	t.Helper()
+	b, err := source.Dir("", dir)
+	if err != nil {
+		return "error: " + strings.ReplaceAll(err.Error(), dir, "DIR") + "\n"
+	}
+	var names []string
+	for _, r := range b.Spec.Resources {
+		names = append(names, r.Name)
+	}
+	b.Spec.Resources = nil
+	out, err := yaml.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out) + "# files: " + strings.Join(names, " ") + "\n"
+}
+
+func write(t *testing.T, dir, name string, data []byte) {
+	t.Helper()
+	p := filepath.Join(dir, filepath.FromSlash(name))
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const configMap = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"
+
+func wantError(t *testing.T, dir string, parts ...string) {
+	t.Helper()
+	_, err := source.Dir("web", dir)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, p := range parts {
+		if !strings.Contains(err.Error(), p) {
+			t.Errorf("error %q does not say %q", err, p)
+		}
+	}
+}
+
+func TestSymlinks(t *testing.T) {
+	outside := t.TempDir()
+	write(t, outside, "secret.yaml", []byte(configMap))
+	t.Run("inside is followed", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, "real/a.yaml", []byte(configMap))
+		if err := os.Symlink("real/a.yaml", filepath.Join(dir, "b.yaml")); err != nil {
+			t.Fatal(err)
+		}
+		b, err := source.Dir("web", dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b.Spec.Resources) != 2 || b.Spec.Resources[0].Name != "b.yaml" || b.Spec.Resources[0].Content != configMap {
+			t.Errorf("got %+v", b.Spec.Resources)
+		}
+	})
+	for name, to := range map[string]string{
+		"absolute":  filepath.Join(outside, "secret.yaml"),
+		"directory": outside,
+		"dangling":  "nowhere.yaml",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir, "a.yaml", []byte(configMap))
+			if err := os.Symlink(to, filepath.Join(dir, "link.yaml")); err != nil {
+				t.Fatal(err)
+			}
+			wantError(t, dir, "link.yaml: symbolic link", to)
+		})
+	}
+	t.Run("relative out", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, "in/a.yaml", []byte(configMap))
+		write(t, dir, "out.yaml", []byte(configMap))
+		if err := os.Symlink("../out.yaml", filepath.Join(dir, "in", "link.yaml")); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, filepath.Join(dir, "in"), "link.yaml: symbolic link", "../out.yaml")
+	})
+	t.Run("circle", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, "a.yaml", []byte(configMap))
+		if err := os.Symlink(".", filepath.Join(dir, "again")); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, dir, "circles")
+	})
+}
+
+func TestSizes(t *testing.T) {
+	t.Run("large text is compressed", func(t *testing.T) {
+		dir := t.TempDir()
+		big := strings.Repeat("# the same line again and again\n", 60_000) // 1.9 MB
+		write(t, dir, "a.yaml", []byte(configMap+big))
+		b, err := source.Dir("web", dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := b.Spec.Resources[0]
+		if r.Encoding != "base64+gz" || len(r.Content) > 100_000 {
+			t.Errorf("encoding %q, %d bytes", r.Encoding, len(r.Content))
+		}
+		if data, err := r.Decode(4 << 20); err != nil || string(data) != configMap+big {
+			t.Errorf("does not decode to what it was: %v", err)
+		}
+		if _, err := r.Decode(1000); err == nil {
+			t.Error("decoded more than allowed")
+		}
+	})
+	t.Run("binary", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, "logo.png", []byte{0x89, 'P', 'N', 'G', 0, 1, 2})
+		b, err := source.Dir("web", dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err := b.Spec.Resources[0].Decode(100); err != nil || len(data) != 7 {
+			t.Errorf("got %q, %v", data, err)
+		}
+	})
+	t.Run("bundle over the limit", func(t *testing.T) {
+		dir := t.TempDir()
+		noise := make([]byte, 900<<10)
+		rng := rand.New(rand.NewPCG(1, 2))
+		for i := range noise {
+			noise[i] = byte(rng.UintN(256))
+		}
+		write(t, dir, "charts/huge.tgz", noise)
+		write(t, dir, "a.yaml", []byte(configMap))
+		wantError(t, dir, "the limit is 1048576", "charts/huge.tgz", "split the directory")
+	})
+	t.Run("file over the limit", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, "core.dump", make([]byte, source.MaxFile+1))
+		wantError(t, dir, "core.dump: file has 8388609 bytes")
+	})
+	t.Run("too many files", func(t *testing.T) {
+		dir := t.TempDir()
+		for i := range source.MaxFiles + 1 {
+			write(t, dir, fmt.Sprintf("f%d.yaml", i), nil)
+		}
+		wantError(t, dir, "more than 4000 files")
+	})
+	t.Run("alias bomb", func(t *testing.T) {
+		dir := t.TempDir()
+		var b strings.Builder
+		b.WriteString("helm:\n  values:\n    a0: &a0 [x]\n")
+		for i := range 30 {
+			fmt.Fprintf(&b, "    a%d: &a%d [*a%d, *a%d]\n", i+1, i+1, i, i)
+		}
+		write(t, dir, "fleet.yaml", []byte(b.String()))
+		write(t, dir, "a.yaml", []byte(configMap))
+		wantError(t, dir, "fleet.yaml: holds more than 100000 values")
+	})
+	t.Run("deep nesting", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, "fleet.yaml", []byte("helm: {values: "+strings.Repeat("{a: ", 100)+"1"+strings.Repeat("}", 100)+"}"))
+		write(t, dir, "a.yaml", []byte(configMap))
+		wantError(t, dir, "fleet.yaml: line 1: nested deeper than 64")
+	})
+}
+
+func TestName(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "fleet.yaml", []byte("name: from-file\n"))
+	write(t, dir, "a.yaml", []byte(configMap))
+	for given, want := range map[string]string{"": "from-file", "given": "given"} {
+		if b, err := source.Dir(given, dir); err != nil || b.Name != want {
+			t.Errorf("%q: got %v, %v", given, b, err)
+		}
+	}
+	if _, err := source.Dir("Not_A_Name", dir); err == nil {
+		t.Error("bad name accepted")
+	}
+	if _, err := source.Dir("x", filepath.Join(dir, "missing")); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("got %v", err)
+	}
+}
