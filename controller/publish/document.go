@@ -1,0 +1,135 @@
+package publish
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/controller/rollout"
+)
+
+// Assignment is what the rollout decided for one bundle on one cluster.
+type Assignment struct {
+	Release  rollout.Release // zero: nothing (more) is to be ordered now
+	Group    string          // audience of the parts; empty: the cluster alone
+	Revision string
+	Remove   bool   // take it away; Release then only says, by its policy, whether objects stay
+	Failed   bool   // what is wanted could not be rendered; Wait says why
+	Wait     string // why what is wanted is not ordered yet
+}
+
+// DocumentInput is all that a cluster's next desired document depends on.
+type DocumentInput struct {
+	Ordered  *bundlefmt.Desired  // the document in force; nil: none known
+	Reported *bundlefmt.Reported // the newest report; nil: none known
+	Assigned map[string]Assignment
+	InGroup  func(group string) bool // whether the cluster is still in a group
+	Sealed   func(bundlefmt.Digest) (bundlefmt.Sealed, bool)
+	Serial   bundlefmt.Serial // of the next document
+	Now      time.Time
+	TTL      time.Duration // how long until the site calls the document stale; 0: never
+}
+
+// Document makes the next desired document and says whether it differs from the one in force. What is not assigned stays as
+// it was ordered: a hub that does not know (yet) changes nothing. An entry keeps its serial while release and policy stay,
+// so that a document with a new serial restarts nothing.
+func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
+	deployments := map[string]bundlefmt.Deployment{}
+	removals := map[string]bundlefmt.Removal{}
+	if in.Ordered != nil {
+		for _, d := range in.Ordered.Deployments {
+			deployments[d.Name] = d
+		}
+		for _, r := range in.Ordered.Remove {
+			if !removed(r.Name, r.Serial, in.Reported) {
+				removals[r.Name] = r
+			}
+		}
+	}
+	for name, a := range in.Assigned {
+		if a.Remove {
+			if _, ok := deployments[name]; ok || has(in.Reported, name) && removals[name].Serial == 0 {
+				removals[name] = bundlefmt.Removal{Name: name, Serial: in.Serial, Keep: a.Release.Policy.KeepResources}
+			}
+			delete(deployments, name)
+			continue
+		}
+		if a.Release.IsZero() {
+			continue
+		}
+		delete(removals, name)
+		if d, ok := in.entry(name, a, deployments[name]); ok {
+			deployments[name] = d
+		}
+	}
+	next := &bundlefmt.Desired{Serial: in.Serial, IssuedAt: in.Now}
+	if in.TTL > 0 {
+		next.StaleAfter = in.Now.Add(in.TTL)
+	}
+	byName := func(a, b string) int { return strings.Compare(a, b) }
+	for _, n := range slices.SortedFunc(maps.Keys(deployments), byName) {
+		next.Deployments = append(next.Deployments, deployments[n])
+	}
+	for _, n := range slices.SortedFunc(maps.Keys(removals), byName) {
+		next.Remove = append(next.Remove, removals[n])
+	}
+	if in.Ordered == nil {
+		return next, true
+	}
+	same := slices.Equal(next.Deployments, in.Ordered.Deployments) && slices.Equal(next.Remove, in.Ordered.Remove)
+	renew := in.TTL > 0 && (in.Ordered.StaleAfter.IsZero() || in.Now.After(in.Ordered.StaleAfter.Add(-in.TTL/2)))
+	return next, !same || renew
+}
+
+// entry is the assignment as a deployment; old is the one in force, if any.
+func (in DocumentInput) entry(name string, a Assignment, old bundlefmt.Deployment) (bundlefmt.Deployment, bool) {
+	sealed, ok := in.Sealed(a.Release.Digest)
+	if !ok {
+		return old, old.Name != ""
+	}
+	d := bundlefmt.Deployment{
+		Name: name, Serial: in.Serial, Digest: a.Release.Digest, RawSize: sealed.RawSize, Size: sealed.Size, Parts: len(sealed.Parts),
+		Group: a.Group, Revision: a.Revision, Policy: a.Release.Policy,
+	}
+	if old.Digest == d.Digest && old.Policy == d.Policy {
+		d.Serial, d.Revision = old.Serial, old.Revision
+		if old.Group == "" || in.InGroup(old.Group) { // the parts stay where they were announced
+			d.Group = old.Group
+		}
+	}
+	return d, true
+}
+
+// removed says whether the cluster saw the order to remove and no longer has the deployment.
+func removed(name string, order bundlefmt.Serial, r *bundlefmt.Reported) bool {
+	return r != nil && r.Serial >= order && !has(r, name)
+}
+
+func has(r *bundlefmt.Reported, name string) bool {
+	return r != nil && slices.ContainsFunc(r.Deployments, func(d bundlefmt.DeploymentReport) bool { return d.Name == name })
+}
+
+// Audience picks whose topic carries the parts of a bundle: the one cluster's own, else that of the smallest group that holds
+// every cluster that wants it, else the group of all. groups lists the members of each group.
+func Audience(wanting []string, groups map[string][]string, all string) string {
+	if len(wanting) <= 1 {
+		return ""
+	}
+	best := all
+	for _, name := range slices.Sorted(maps.Keys(groups)) {
+		members := groups[name]
+		if len(members) < len(wanting) || best != all && len(members) >= len(groups[best]) {
+			continue
+		}
+		in := make(map[string]bool, len(members))
+		for _, m := range members {
+			in[m] = true
+		}
+		if !slices.ContainsFunc(wanting, func(c string) bool { return !in[c] }) {
+			best = name
+		}
+	}
+	return best
+}
