@@ -59,6 +59,7 @@ type Action struct {
 type Local struct {
 	Applied *Release // applied in full
 	Begun   *Release // its apply began and did not end: the cluster may have half of it
+	Leaving bool     // its removal began: the cluster may have half of Applied
 	Busy    bool     // an action is under way
 
 	Health  *Health   // what the last check of Applied found; nil: none since the agent started
@@ -70,6 +71,9 @@ type Local struct {
 	Repairs Repairs
 	Jitter  float64 // 0 ≤ Jitter < 1, the deployment's own: spreads rechecks
 }
+
+// whole: the cluster has all of Applied and nothing else, as far as the agent's own doing goes.
+func (l Local) whole() bool { return l.Applied != nil && l.Begun == nil && !l.Leaving }
 
 // Health is the outcome of a check.
 type Health struct {
@@ -130,6 +134,7 @@ func Next(s State, now time.Time) []Action {
 	} else {
 		for name, l := range s.Local {
 			switch {
+			case l.Leaving: // whether the order to remove it stands is not known
 			case l.Begun != nil:
 				ordered[name] = *l.Begun
 			case l.Applied != nil:
@@ -150,6 +155,10 @@ func Next(s State, now time.Time) []Action {
 		}
 		if want, ok := ordered[name]; ok {
 			out = append(out, one.keep(want)...)
+			continue
+		}
+		if s.Desired == nil {
+			out = append(out, one.wait(time.Time{}, bundlefmt.WaitApplied, "its removal waits for the desired document"))
 			continue
 		}
 		out = append(out, Action{Verb: Wait, Deployment: name, State: bundlefmt.Orphaned,
@@ -201,7 +210,7 @@ func (x step) settled() bool {
 
 // keep makes the deployment be at want.
 func (x step) keep(want Release) []Action {
-	if x.l.Begun == nil && x.l.Applied != nil && sameOnCluster(*x.l.Applied, want) {
+	if x.l.whole() && sameOnCluster(*x.l.Applied, want) {
 		return x.stay(want)
 	}
 	if want.Policy.Paused {
@@ -212,7 +221,7 @@ func (x step) keep(want Release) []Action {
 	}
 	if !x.s.OnDisk[want.Digest] {
 		fetch := Action{Verb: Fetch, Deployment: x.name, Release: want}
-		return append([]Action{fetch}, x.meanwhile(bundlefmt.Downloading, x.why(want, Fetch), time.Time{}, false)...)
+		return append([]Action{fetch}, x.meanwhile(bundlefmt.Downloading, "", time.Time{}, false)...)
 	}
 	st, msg := bundlefmt.WaitApplied, ""
 	if f := x.failure(want, Apply); f != nil {
@@ -229,7 +238,7 @@ func (x step) keep(want Release) []Action {
 
 // meanwhile goes on with the release that is applied while the wanted one cannot be. The state is that of the wanted one.
 func (x step) meanwhile(st bundlefmt.State, msg string, until time.Time, paused bool) []Action {
-	if x.l.Applied == nil || x.l.Begun != nil || x.l.Busy { // half of another release is no state to go back to by itself
+	if !x.l.whole() || x.l.Busy { // half of another release is no state to go back to by itself
 		return []Action{x.wait(until, st, msg)}
 	}
 	x.held = paused
@@ -264,8 +273,11 @@ func (x step) stay(want Release) []Action {
 	if f := x.failure(want, Repair); f != nil && x.now.Before(f.Until) {
 		return []Action{x.wait(f.Until, bundlefmt.ErrApplied, f.Message)}
 	}
-	if f := x.failure(want, Check); f != nil && x.now.Before(f.Until) {
-		return []Action{x.wait(f.Until, st, msg)}
+	if f := x.failure(want, Check); f != nil {
+		if x.now.Before(f.Until) {
+			return []Action{x.wait(f.Until, st, msg)}
+		}
+		return []Action{x.act(Check, want, st, msg)}
 	}
 	due := x.checkDue()
 	if !x.now.Before(due) {
@@ -275,7 +287,7 @@ func (x step) stay(want Release) []Action {
 		return []Action{x.wait(due, st, msg)}
 	}
 	if after := x.l.Repairs.after(); x.now.Before(after) {
-		msg = fmt.Sprintf("changed again after each of %d repairs: another controller or person works against the bundle; %s", x.l.Repairs.Count, msg)
+		msg = fmt.Sprintf("changed again after each of %d repairs: another controller or a person works against the bundle: %s", x.l.Repairs.Count, msg)
 		return []Action{x.wait(earliest(after, due), st, msg)}
 	}
 	return []Action{x.act(Repair, want, st, msg)}
@@ -310,13 +322,6 @@ func (x step) failure(r Release, v Verb) *Failure {
 		return f
 	}
 	return nil
-}
-
-func (x step) why(r Release, v Verb) string {
-	if f := x.failure(r, v); f != nil {
-		return f.Message
-	}
-	return ""
 }
 
 // checkDue is when the cluster is to be looked at again.

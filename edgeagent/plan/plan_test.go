@@ -181,6 +181,8 @@ func local(t *testing.T, f []string) Local {
 			l.Applied = release(t, v)
 		case "begun":
 			l.Begun = release(t, v)
+		case "leaving":
+			l.Leaving = true
 		case "busy":
 			l.Busy = true
 		case "last":

@@ -23,6 +23,7 @@ type Record struct {
 	Name     string   `json:"name"`
 	Applied  *Release `json:"applied,omitempty"`  // the last release that was applied in full
 	Applying *Release `json:"applying,omitempty"` // a release whose apply has begun and not ended
+	Removing bool     `json:"removing,omitempty"` // its removal has begun and not ended
 	Previous *Release `json:"previous,omitempty"` // what was applied in full before Applied: the way back
 
 	// Refs is every object that Applied has and that Applying may have made. It is written before an apply touches the
