@@ -76,6 +76,8 @@ type Client struct {
 	done chan struct{} // closed when Run has returned
 	work sync.WaitGroup
 
+	traffic traffic
+
 	mu      sync.Mutex
 	up      *paho.Client  // nil while there is no usable connection
 	changed chan struct{} // closed and replaced when up changes

@@ -19,6 +19,7 @@ type link struct {
 	closing atomic.Bool
 
 	lastRead, lastWrite atomic.Int64 // unix nanoseconds
+	traffic             *traffic     // of the client, over all its connections
 
 	limit  int // of one incoming packet in bytes
 	header int // bytes of the current fixed header seen
@@ -67,6 +68,10 @@ func (l *link) Read(p []byte) (int, error) {
 	n, err := l.Conn.Read(p)
 	if n > 0 {
 		l.lastRead.Store(time.Now().UnixNano())
+		if l.traffic != nil {
+			l.traffic.received.Add(int64(n))
+			l.traffic.heard.Store(time.Now().UnixNano())
+		}
 		if ferr := l.follow(p[:n]); ferr != nil {
 			return 0, ferr
 		}
@@ -109,4 +114,19 @@ func (l *link) follow(p []byte) error {
 		}
 	}
 	return nil
+}
+
+// traffic is what came over all connections of a client.
+type traffic struct{ received, heard atomic.Int64 }
+
+// Received is the number of bytes that came from the broker since New, without those of TLS and TCP.
+func (c *Client) Received() int64 { return c.traffic.received.Load() }
+
+// Heard is when the last byte came from the broker; zero before the first. While a large message crawls over a slow link this
+// is the only sign that it is coming.
+func (c *Client) Heard() time.Time {
+	if n := c.traffic.heard.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
 }

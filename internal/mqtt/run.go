@@ -92,6 +92,7 @@ func (c *Client) connect(ctx context.Context) (wasUp bool, err error) {
 		return false, fmt.Errorf("connect to %s: %w", c.url.Redacted(), err)
 	}
 	l := newLink(raw, c.o.PacketTimeout, c.o.MaxPacket)
+	l.traffic = &c.traffic
 
 	var cause causeOnce
 	p := paho.NewClient(paho.ClientConfig{
