@@ -141,7 +141,7 @@ func (w *wireDesired) open(l Limits) (*Desired, error) {
 	if err := atMost("number of deployments", int64(len(w.Deployments)), l.Entries); err != nil {
 		return nil, err
 	}
-	if err := atMost("number of removals", int64(len(w.Remove)), l.Entries); err != nil {
+	if err := atMost("number of deployments and removals", int64(len(w.Deployments)+len(w.Remove)), l.Entries); err != nil {
 		return nil, err
 	}
 	if !ValidName(w.Workspace) || !ValidName(w.Cluster) {

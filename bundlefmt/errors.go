@@ -43,7 +43,7 @@ type Limits struct {
 	Objects  int64 // objects in one bundle
 	Object   int64 // bytes of one object
 	Depth    int64 // nesting inside an object
-	Entries  int64 // deployments, and removals, in one desired document
+	Entries  int64 // deployments and removals together in one desired document
 }
 
 // DefaultLimits fit every broker in the protocol document and a small edge box.

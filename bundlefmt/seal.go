@@ -106,22 +106,38 @@ func split(body []byte, l Limits) ([][]byte, error) {
 
 // OpenHeader verifies part 0 against the digest that a desired document named.
 func OpenHeader(part0 []byte, want Digest, t Trust, l Limits) (*Header, error) {
-	if len(part0) == 0 {
-		return nil, ErrEmpty
-	}
-	if err := atMost("part 0", int64(len(part0)), l.PartSize); err != nil {
+	signed, start, err := cutPart0(part0, l)
+	if err != nil {
 		return nil, err
 	}
-	if len(part0) < 4 || int64(binary.BigEndian.Uint32(part0)) > int64(len(part0)-4) {
-		return nil, fmt.Errorf("%w: part 0 is truncated", ErrMalformed)
-	}
-	n := binary.BigEndian.Uint32(part0)
 	var h header
-	if err := verify(t, TypeBundle, part0[4:4+n], &h); err != nil {
+	if err := verify(t, TypeBundle, signed, &h); err != nil {
 		return nil, fmt.Errorf("bundle header: %w", err)
 	}
 	if len(h.Digest) != len(Digest{}) || Digest(h.Digest) != want {
 		return nil, fmt.Errorf("bundle header: %w", ErrDigest)
+	}
+	return h.open(start, l)
+}
+
+// cutPart0 finds the signed header, and the start of the body behind it.
+func cutPart0(part0 []byte, l Limits) (signed, start []byte, err error) {
+	if len(part0) == 0 {
+		return nil, nil, ErrEmpty
+	}
+	if err := atMost("part 0", int64(len(part0)), l.PartSize); err != nil {
+		return nil, nil, err
+	}
+	if len(part0) < 4 || int64(binary.BigEndian.Uint32(part0)) > int64(len(part0)-4) {
+		return nil, nil, fmt.Errorf("%w: part 0 is truncated", ErrMalformed)
+	}
+	n := 4 + binary.BigEndian.Uint32(part0)
+	return part0[4:n], part0[n:], nil
+}
+
+func (h *header) open(start []byte, l Limits) (*Header, error) {
+	if len(h.Digest) != len(Digest{}) {
+		return nil, fmt.Errorf("bundle header: %w: digest of %d bytes", ErrMalformed, len(h.Digest))
 	}
 	if err := atMost("bundle size", int64(h.RawSize), l.RawSize); err != nil {
 		return nil, err
@@ -132,18 +148,18 @@ func OpenHeader(part0 []byte, want Digest, t Trust, l Limits) (*Header, error) {
 	if err := atMost("number of parts", int64(len(h.Parts)), l.Parts); err != nil {
 		return nil, err
 	}
-	out := &Header{Digest: want, RawSize: int64(h.RawSize), BodySize: int64(h.BodySize), start: part0[4+n:]}
+	out := &Header{Digest: Digest(h.Digest), RawSize: int64(h.RawSize), BodySize: int64(h.BodySize), start: start}
 	for _, p := range h.Parts {
 		if len(p) != len(Digest{}) {
 			return nil, fmt.Errorf("bundle header: %w: part hash", ErrMalformed)
 		}
 		out.hashes = append(out.hashes, Digest(p))
 	}
-	if int64(len(out.start)) > out.BodySize {
-		return nil, fmt.Errorf("%w: part 0 is longer than the header says", ErrMalformed)
-	}
 	if len(out.hashes) == 0 || Sum(out.start) != out.hashes[0] {
 		return nil, fmt.Errorf("part 0: %w", ErrDigest)
+	}
+	if int64(len(out.start)) > out.BodySize {
+		return nil, fmt.Errorf("%w: part 0 is longer than the header says", ErrMalformed)
 	}
 	return out, nil
 }

@@ -122,35 +122,51 @@ func protected(id KeyID, contentType string) cose.ProtectedHeader {
 // verify checks msg and decodes its payload to v, in this order: size, structure, key, signature, format version,
 // fields, canonical form. Nothing of the payload is looked at before the signature holds.
 func verify(t Trust, contentType string, msg []byte, v any) error {
-	if len(msg) == 0 {
-		return ErrEmpty
+	m, id, err := envelope(msg)
+	if err != nil {
+		return err
 	}
-	var m cose.Sign1Message
-	if err := m.UnmarshalCBOR(msg); err != nil {
-		return fmt.Errorf("%w: not a COSE_Sign1 message", ErrMalformed)
-	}
-	id, ok := m.Headers.Protected[cose.HeaderLabelKeyID].([]byte)
-	if !ok || len(id) != len(KeyID{}) {
-		return fmt.Errorf("%w: no key id", ErrUntrusted)
-	}
-	key, ok := t.keys[KeyID(id)]
+	key, ok := t.keys[id]
 	if !ok {
-		return fmt.Errorf("%w: key %x is unknown here", ErrUntrusted, id)
+		return fmt.Errorf("%w: key %s is unknown here", ErrUntrusted, id)
 	}
-	// The message must be exactly what sign would have written around this payload and signature: no other algorithm,
-	// no unprotected header, no second encoding.
-	want := cose.Sign1Message{Headers: cose.Headers{Protected: protected(KeyID(id), contentType)}, Payload: m.Payload, Signature: m.Signature}
-	if b, err := want.MarshalCBOR(); err != nil || !bytes.Equal(b, msg) {
-		return fmt.Errorf("%w: not a %s in canonical form", ErrMalformed, contentType)
+	if err := checkEnvelope(m, id, contentType, msg); err != nil {
+		return err
 	}
 	verifier, err := cose.NewVerifier(cose.AlgorithmEdDSA, key)
 	if err != nil {
 		return fmt.Errorf("verify %s: %w", contentType, err)
 	}
 	if err := m.Verify(nil, verifier); err != nil {
-		return fmt.Errorf("%w: signature of key %x does not hold", ErrUntrusted, id)
+		return fmt.Errorf("%w: signature of key %s does not hold", ErrUntrusted, id)
 	}
 	return decode(m.Payload, v)
+}
+
+// envelope takes a message apart as far as the key that it claims to be signed with.
+func envelope(msg []byte) (*cose.Sign1Message, KeyID, error) {
+	if len(msg) == 0 {
+		return nil, KeyID{}, ErrEmpty
+	}
+	var m cose.Sign1Message
+	if err := m.UnmarshalCBOR(msg); err != nil {
+		return nil, KeyID{}, fmt.Errorf("%w: not a COSE_Sign1 message", ErrMalformed)
+	}
+	id, ok := m.Headers.Protected[cose.HeaderLabelKeyID].([]byte)
+	if !ok || len(id) != len(KeyID{}) {
+		return nil, KeyID{}, fmt.Errorf("%w: no key id", ErrUntrusted)
+	}
+	return &m, KeyID(id), nil
+}
+
+// checkEnvelope: the message must be exactly what sign would have written around this payload and signature: no other
+// algorithm or content type, no unprotected header, no second encoding.
+func checkEnvelope(m *cose.Sign1Message, id KeyID, contentType string, msg []byte) error {
+	want := cose.Sign1Message{Headers: cose.Headers{Protected: protected(id, contentType)}, Payload: m.Payload, Signature: m.Signature}
+	if b, err := want.MarshalCBOR(); err != nil || !bytes.Equal(b, msg) {
+		return fmt.Errorf("%w: not a %s in canonical form", ErrMalformed, contentType)
+	}
+	return nil
 }
 
 // decode reads a canonical payload. The version stands under key 1 (or first in an array) in every payload, so that a
