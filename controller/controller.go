@@ -1,0 +1,274 @@
+// Package controller is the hub without its broker: it watches Bundles, Clusters, ClusterGroups and registration tokens in a
+// Kubernetes cluster, decides what each member of the fleet is to run, and publishes that through a mqtt.Carrier, which may
+// be the embedded broker or a client of another one.
+package controller
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/go-logr/zerologr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/enroll"
+	"shoal.dev/shoal/controller/fleet"
+	"shoal.dev/shoal/controller/publish"
+	"shoal.dev/shoal/controller/reconcile"
+	"shoal.dev/shoal/controller/render"
+	"shoal.dev/shoal/internal/mqtt"
+	"shoal.dev/shoal/topics"
+)
+
+// DefaultNamespace is the hub's own namespace.
+const DefaultNamespace = "shoal-system"
+
+// Options of a hub.
+type Options struct {
+	Kubernetes *rest.Config // the cluster whose resources are the hub's API
+	Namespace  string       // for the hub's own Secrets; default DefaultNamespace
+	Prefix     topics.Prefix
+	// StaleAfter is how long after the last news from the hub a site calls itself stale; documents are renewed in time.
+	StaleAfter time.Duration
+	// MetricsListen serves /metrics and /healthz; empty: not served.
+	MetricsListen string
+	Registry      *prometheus.Registry // gathered besides the controllers' own; may be nil
+	Log           zerolog.Logger
+}
+
+// Hub is made by New and serves once, by Run.
+type Hub struct {
+	o       Options
+	keys    *enroll.Keys
+	mgr     ctrl.Manager
+	view    *fleet.View
+	work    *reconcile.Hub
+	metrics net.Listener
+	synced  chan struct{} // closed when the cache is complete
+}
+
+// Attachment is what carries the hub's messages.
+type Attachment struct {
+	Carrier mqtt.Carrier
+	URL     string // of the broker, as agents and people reach it
+	// Disconnect ends the connections of an identity; nil where the broker is not ours.
+	Disconnect func(identity string)
+}
+
+// New installs the hub's resource definitions, loads or makes its keys and prepares everything up to, but not including,
+// the first message.
+func New(ctx context.Context, o Options) (*Hub, error) {
+	if o.Namespace == "" {
+		o.Namespace = DefaultNamespace
+	}
+	if o.Prefix == "" {
+		o.Prefix = topics.Default
+	}
+	ctrl.SetLogger(zerologr.New(&o.Log))
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return nil, fmt.Errorf("build scheme: %w", err)
+	}
+	direct, err := client.New(o.Kubernetes, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("reach the hub's Kubernetes API at %s: %w", o.Kubernetes.Host, err)
+	}
+	if err := install(ctx, direct, o.Namespace); err != nil {
+		return nil, err
+	}
+	h := &Hub{o: o, synced: make(chan struct{})}
+	if h.keys, err = enroll.LoadKeys(ctx, direct, o.Namespace); err != nil {
+		return nil, err
+	}
+	if h.mgr, err = manager(o, scheme); err != nil {
+		return nil, err
+	}
+	h.work = &reconcile.Hub{Keys: h.keys, Render: render.NewCache(0), Namespace: o.Namespace, StaleAfter: o.StaleAfter, Log: component(o.Log, "reconcile")}
+	h.view = fleet.New(fleet.Options{Prefix: o.Prefix, Trust: h.keys.Trust(), Log: component(o.Log, "fleet"), Changed: h.work.Changed})
+	h.work.View = h.view
+	if o.MetricsListen != "" {
+		if h.metrics, err = net.Listen("tcp", o.MetricsListen); err != nil {
+			return nil, fmt.Errorf("listen for metrics: %w", err)
+		}
+	}
+	return h, nil
+}
+
+func manager(o Options, scheme *runtime.Scheme) (ctrl.Manager, error) {
+	skipName := true // a process may hold several hubs, in tests
+	opts := ctrl.Options{
+		Scheme:                 scheme,
+		Metrics:                server.Options{BindAddress: "0"}, // served with the hub's own
+		HealthProbeBindAddress: "0",
+		Logger:                 zerologr.New(&o.Log),
+		Client:                 client.Options{Cache: &client.CacheOptions{}},
+		// Secrets and ConfigMaps are read one at a time and seldom: a cache of them would hold every secret of the cluster.
+		NewCache: cache.New,
+	}
+	opts.Client.Cache.DisableFor = uncached()
+	opts.Controller.SkipNameValidation = &skipName
+	timeout := 4 * time.Second // of the 5 s that a clean stop may take
+	opts.GracefulShutdownTimeout = &timeout
+	mgr, err := ctrl.NewManager(o.Kubernetes, opts)
+	if err != nil {
+		return nil, fmt.Errorf("prepare controllers: %w", err)
+	}
+	return mgr, nil
+}
+
+// ServerTLS is the broker's side of TLS for the given host names and addresses.
+func (h *Hub) ServerTLS(hosts []string) (*tls.Config, error) { return h.keys.ServerTLS(hosts) }
+
+// MetricsAddr is where metrics are served; nil if they are not.
+func (h *Hub) MetricsAddr() net.Addr {
+	if h.metrics == nil {
+		return nil
+	}
+	return h.metrics.Addr()
+}
+
+// Authenticator says who the broker's clients are. It waits a little for a hub that is just starting.
+func (h *Hub) Authenticator() mqtt.Authenticator {
+	return &enroll.Authenticator{
+		Reader: h.mgr.GetClient(), Namespace: h.o.Namespace, Prefix: h.o.Prefix, InGroup: h.work.InGroup,
+		Synced: func(ctx context.Context) bool {
+			select {
+			case <-h.synced:
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		},
+	}
+}
+
+// Run serves until ctx ends.
+func (h *Hub) Run(ctx context.Context, a Attachment) error {
+	started := time.Now()
+	h.work.URL, h.work.Disconnect = a.URL, a.Disconnect
+	h.work.Publisher = publish.New(publish.Options{Carrier: a.Carrier, Prefix: h.o.Prefix, Signer: h.keys.Signing, Log: component(h.o.Log, "publish")})
+	if err := enroll.EnsureReader(ctx, h.mgr.GetClient(), h.o.Namespace, h.keys, a.URL); err != nil {
+		return err
+	}
+	inbox := newInbox(h)
+	// What was ordered is read back from the broker before anything is decided: see publish.
+	stopOwn, err := a.Carrier.Subscribe(ctx, inbox.own, h.o.Prefix.FromHub()...)
+	if err != nil {
+		return fmt.Errorf("read back what was ordered: %w", err)
+	}
+	stopOwn()
+	stop, err := a.Carrier.Subscribe(ctx, inbox.receive, h.o.Prefix.FromAgents()...)
+	if err != nil {
+		return fmt.Errorf("listen to clusters: %w", err)
+	}
+	defer stop()
+	if err := h.work.Setup(h.mgr); err != nil {
+		return err
+	}
+	if err := h.expect(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return h.openDoors(ctx) })
+	g.Go(func() error { return h.mgr.Start(ctx) })
+	g.Go(func() error { return inbox.run(ctx, a.Carrier) })
+	g.Go(func() error { return h.tick(ctx, started) })
+	g.Go(func() error { return h.serveMetrics(ctx) })
+	h.o.Log.Info().Str("url", a.URL).Str("namespace", h.o.Namespace).Msg("hub serves")
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// expect tells the view which bundles there are: no document is written before each was looked at.
+func (h *Hub) expect(ctx context.Context) error {
+	var list v1alpha1.BundleList
+	if err := h.mgr.GetAPIReader().List(ctx, &list); err != nil {
+		return fmt.Errorf("list bundles: %w", err)
+	}
+	for _, b := range list.Items {
+		h.view.Expect(b.Namespace, b.Name)
+	}
+	return nil
+}
+
+// openDoors lets clients in once the cache can tell who they are.
+func (h *Hub) openDoors(ctx context.Context) error {
+	if !h.mgr.GetCache().WaitForCacheSync(ctx) {
+		return ctx.Err()
+	}
+	close(h.synced)
+	return nil
+}
+
+// tick does what time alone makes due.
+func (h *Hub) tick(ctx context.Context, started time.Time) error {
+	t := time.NewTicker(5 * time.Second)
+	defer t.Stop()
+	for n := 1; ; n++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-t.C:
+			for _, c := range h.view.Tick(started, now) {
+				if err := h.work.Publisher.Ask(ctx, c, topics.VerbReport); err != nil {
+					h.o.Log.Warn().Err(err).Str("cluster", c.String()).Msg("ask for a report")
+				}
+			}
+			if n%12 == 0 {
+				if err := h.work.Publisher.Collect(ctx, now); err != nil {
+					h.o.Log.Warn().Err(err).Msg("clear old parts")
+				}
+			}
+		}
+	}
+}
+
+func (h *Hub) serveMetrics(ctx context.Context) error {
+	if h.metrics == nil {
+		return nil
+	}
+	gather := prometheus.Gatherers{ctrlmetrics.Registry}
+	if h.o.Registry != nil {
+		gather = append(gather, h.o.Registry)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gather, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-h.synced:
+			_, _ = w.Write([]byte("ok\n"))
+		default:
+			http.Error(w, "starting: the Kubernetes cache is not complete yet", http.StatusServiceUnavailable)
+		}
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(h.metrics); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
+}
+
+func component(l zerolog.Logger, name string) zerolog.Logger {
+	return l.With().Str("component", name).Logger()
+}

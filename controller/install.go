@@ -1,0 +1,71 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"shoal.dev/shoal/deploy"
+)
+
+// fieldManager owns what the hub applies.
+const fieldManager = "shoal-controller"
+
+// uncached lists kinds that are read from the API server each time.
+func uncached() []client.Object { return []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}} }
+
+// install brings the resource definitions up to date and makes the hub's namespace.
+func install(ctx context.Context, c client.Client, namespace string) error {
+	for _, doc := range deploy.CRDs() {
+		var u unstructured.Unstructured
+		if err := yaml.Unmarshal(doc, &u.Object); err != nil {
+			return fmt.Errorf("read embedded resource definition: %w", err)
+		}
+		if err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(&u), client.FieldOwner(fieldManager), client.ForceOwnership); err != nil {
+			return fmt.Errorf("install %s: %w (the hub's identity needs create and patch on customresourcedefinitions)", u.GetName(), err)
+		}
+		if err := established(ctx, c, u.GetName()); err != nil {
+			return err
+		}
+	}
+	ns := corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
+	err := c.Get(ctx, client.ObjectKeyFromObject(&ns), &ns)
+	if apierrors.IsNotFound(err) {
+		err = c.Create(ctx, &ns)
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("make namespace %s: %w", namespace, err)
+	}
+	return nil
+}
+
+func established(ctx context.Context, c client.Client, name string) error {
+	var u unstructured.Unstructured
+	u.SetGroupVersionKind(schema.GroupVersionKind{Group: apiextensionsv1.GroupName, Version: "v1", Kind: "CustomResourceDefinition"})
+	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+		if err := c.Get(ctx, client.ObjectKey{Name: name}, &u); err != nil {
+			return false, err
+		}
+		conditions, _, err := unstructured.NestedSlice(u.Object, "status", "conditions")
+		for _, x := range conditions {
+			if m, ok := x.(map[string]any); ok && m["type"] == "Established" && m["status"] == "True" {
+				return true, nil
+			}
+		}
+		return false, err
+	})
+	if err != nil {
+		return fmt.Errorf("wait for %s to be served: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,298 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/enroll"
+	"shoal.dev/shoal/controller/fleet"
+	"shoal.dev/shoal/controller/publish"
+	"shoal.dev/shoal/topics"
+)
+
+// Resume, on a Cluster, ends a serial conflict: its value is the reported serial that the status names.
+const Resume = "shoal.dev/resume"
+
+const (
+	// again is how long a cluster with a link may leave a document unconfirmed before it is published once more.
+	again = 30 * time.Second
+	// apiVersionsKey is the key in ConfigMaps that hold API versions, one a line.
+	apiVersionsKey = "apiVersions"
+)
+
+// reconcileCluster publishes what was decided for one cluster and writes down where it stands.
+func (h *Hub) reconcileCluster(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	id := topics.Cluster{Workspace: req.Namespace, Name: req.Name}
+	var cl v1alpha1.Cluster
+	if err := h.Client.Get(ctx, req.NamespacedName, &cl); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err) // see Finalizer: absence alone clears nothing
+	}
+	if cl.DeletionTimestamp != nil {
+		return ctrl.Result{}, h.deleteCluster(ctx, id, &cl)
+	}
+	if controllerutil.AddFinalizer(&cl, Finalizer) {
+		if err := h.Client.Update(ctx, &cl); err != nil {
+			return ctrl.Result{}, ignoreConflict(err)
+		}
+	}
+	h.revoke(id, cl.Spec.AgentKeys)
+	before := cl.DeepCopy()
+	m := h.View.Get(id)
+	if err := h.learn(ctx, id, m, &cl); err != nil {
+		return ctrl.Result{}, err
+	}
+	problem, err := h.order(ctx, id, &cl)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	m = h.View.Get(id)
+	clusterStatus(&cl, m, problem, time.Now())
+	if err := h.writeStatus(ctx, before, &cl); err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{RequeueAfter: h.next(m)}, nil
+}
+
+// next is when to look again without news.
+func (h *Hub) next(m fleet.Member) time.Duration {
+	switch {
+	case m.Link == fleet.Online && unconfirmed(m):
+		return again
+	case h.StaleAfter > 0:
+		return h.StaleAfter / 4
+	}
+	return 0
+}
+
+func unconfirmed(m fleet.Member) bool {
+	return m.Ordered != nil && (m.Reported == nil || m.Reported.Serial < m.Ordered.Serial)
+}
+
+// order publishes the cluster's next document if there is one. It returns what a person must do before it can.
+func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster) (problem string, err error) {
+	if !h.View.Complete(id.Workspace) {
+		return "", nil // Looked wakes us
+	}
+	trust, err := h.Keys.TrustDocument(id.Workspace)
+	if err != nil {
+		return "", err
+	}
+	if err := h.Publisher.Trust(ctx, id.Workspace, trust); err != nil {
+		return "", err
+	}
+	m := h.View.Get(id)
+	floor := h.floors.get(id, bundlefmt.Serial(cl.Status.DesiredSerial))
+	if m.Ordered != nil {
+		floor = max(floor, m.Ordered.Serial)
+	}
+	if m.Reported != nil && m.Reported.Serial > floor {
+		if cl.Annotations[Resume] != m.Reported.Serial.String() {
+			return fmt.Sprintf("conflict: the cluster is at document %d, the hub only knows of %d (restored from an old backup?); nothing is published until you resume: kubectl -n %s annotate --overwrite clusters.shoal.dev %s %s=%d",
+				m.Reported.Serial, floor, id.Workspace, id.Name, Resume, m.Reported.Serial), nil
+		}
+		floor = m.Reported.Serial
+	}
+	now := time.Now()
+	doc, news := publish.Document(publish.DocumentInput{
+		Ordered: m.Ordered, Reported: m.Reported, Assigned: m.Assigned, Sealed: h.Publisher.Sealed, Serial: floor + 1, Now: now, TTL: h.StaleAfter,
+		InGroup: func(g string) bool { return g == topics.All || h.InGroup(id, g) },
+	})
+	doc.Workspace, doc.Cluster = id.Workspace, id.Name
+	if !news {
+		if m.Link == fleet.Online && unconfirmed(m) && now.Sub(m.SentAt) >= again {
+			if err := h.Publisher.Document(ctx, id, m.Ordered.Serial, m.Message); err != nil {
+				return "", err
+			}
+			h.View.Sent(id, m.Ordered, m.Message, now)
+		}
+		return "", nil
+	}
+	// The number is written down before it is used: a broker that loses everything must not make it go back.
+	if err := h.reserve(ctx, id, cl, doc.Serial); err != nil {
+		return "", err
+	}
+	msg, err := h.Publisher.Desired(ctx, id, doc)
+	if err != nil {
+		return "", err
+	}
+	h.View.Sent(id, doc, msg, now)
+	h.Log.Info().Str("cluster", id.String()).Uint64("serial", uint64(doc.Serial)).Int("deployments", len(doc.Deployments)).Int("remove", len(doc.Remove)).Int("bytes", len(msg)).Msg("desired document published")
+	h.Changed(id)
+	return "", nil
+}
+
+func (h *Hub) reserve(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster, s bundlefmt.Serial) error {
+	patch := client.MergeFrom(cl.DeepCopy())
+	cl.Status.DesiredSerial = int64(s)
+	if err := h.Client.Status().Patch(ctx, cl, patch); err != nil {
+		return fmt.Errorf("reserve serial %d: %w", s, err)
+	}
+	h.floors.set(id, s)
+	return nil
+}
+
+// learn takes over the cluster's facts, and asks for those it has only named.
+func (h *Hub) learn(ctx context.Context, id topics.Cluster, m fleet.Member, cl *v1alpha1.Cluster) error {
+	if m.Reported == nil || m.Reported.Facts == "" || m.Reported.Facts == cl.Status.Facts {
+		return nil
+	}
+	if m.Facts == nil || m.Facts.Hash() != m.Reported.Facts {
+		if m.Link != fleet.Online {
+			return nil
+		}
+		return h.Publisher.Ask(ctx, id, topics.VerbFacts)
+	}
+	name, err := h.saveAPIVersions(ctx, m.Facts.APIVersions)
+	if err != nil {
+		return err
+	}
+	cl.Status.Facts, cl.Status.KubernetesVersion, cl.Status.APIVersions, cl.Status.Nodes = m.Reported.Facts, m.Facts.KubernetesVersion, name, int32(m.Facts.Nodes)
+	return nil
+}
+
+// saveAPIVersions keeps a list of API versions where clusters with the same list find it.
+func (h *Hub) saveAPIVersions(ctx context.Context, versions []string) (string, error) {
+	versions = slices.Clone(versions)
+	slices.Sort(versions)
+	text := strings.Join(versions, "\n")
+	sum := sha256.Sum256([]byte(text))
+	name := "shoal-apis-" + hex.EncodeToString(sum[:8])
+	err := h.Client.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: h.Namespace, Name: name}, Data: map[string]string{apiVersionsKey: text}})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return "", fmt.Errorf("write API versions: %w", err)
+	}
+	return name, nil
+}
+
+// revoke ends the cluster's connections when a key was taken from it. Those that may still connect come back at once.
+func (h *Hub) revoke(id topics.Cluster, keys []string) {
+	old := h.keys.swap(id, keys)
+	gone := slices.ContainsFunc(old, func(k string) bool { return !slices.Contains(keys, k) })
+	if gone && h.Disconnect != nil {
+		h.Disconnect(enroll.AgentIdentity(id))
+		h.Log.Info().Str("cluster", id.String()).Msg("credential revoked")
+	}
+}
+
+// deleteCluster takes a cluster out of the fleet: its credential and its topics go, what runs on the site stays.
+func (h *Hub) deleteCluster(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster) error {
+	if !controllerutil.ContainsFinalizer(cl, Finalizer) {
+		return nil
+	}
+	if h.Disconnect != nil {
+		h.Disconnect(enroll.AgentIdentity(id)) // first: it must not see its topics being cleared
+	}
+	if err := h.Publisher.Forget(ctx, id); err != nil {
+		return err
+	}
+	h.View.Forget(id)
+	h.floors.forget(id)
+	h.keys.forget(id)
+	controllerutil.RemoveFinalizer(cl, Finalizer)
+	if err := h.Client.Update(ctx, cl); err != nil {
+		return ignoreConflict(client.IgnoreNotFound(err))
+	}
+	h.Log.Info().Str("cluster", id.String()).Msg("cluster deleted")
+	return nil
+}
+
+// clusterStatus sums up where all bundles of the cluster are. problem is what keeps the hub from ordering anything.
+func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, problem string, now time.Time) {
+	s := &cl.Status
+	var t tally
+	for _, name := range deployments(m) {
+		t.add(name, stand(m, name), m.Link == fleet.Offline)
+	}
+	orphaned(&t, m)
+	state, message := cmp.Or(t.worst, v1alpha1.StateReady), t.message()
+	switch {
+	case problem != "":
+		message = problem
+	case len(cl.Spec.AgentKeys) == 0:
+		state, message = v1alpha1.StatePending, "no agent has enrolled as this cluster yet"
+	case m.Reported != nil && m.Reported.Stale && state == v1alpha1.StateReady:
+		state, message = v1alpha1.StateStale, "its newest order is older than it should be"
+	case m.Reported != nil && m.Reported.Refused != nil && message == "":
+		message = "refused a message: " + clip(m.Reported.Refused.Reason)
+	}
+	s.ObservedGeneration = cl.Generation
+	s.Presence, s.PresenceSince = v1alpha1.Presence(m.Link), metav1.NewTime(m.LinkSince.Truncate(time.Second))
+	if m.Link == fleet.Unknown {
+		s.PresenceSince = metav1.Time{}
+	}
+	s.AgentVersion = cmp.Or(m.Agent, s.AgentVersion)
+	s.StateSince = since(s.Display.State, state, s.StateSince, now)
+	s.Display = v1alpha1.ClusterDisplay{ReadyBundles: t.ready(), State: state, Message: message}
+	s.Summary, s.NotReady = t.summary, t.worstFirst()
+	if m.Ordered != nil {
+		s.DesiredSerial = max(s.DesiredSerial, int64(m.Ordered.Serial))
+	}
+	if m.Reported != nil {
+		s.ReportedSerial = int64(m.Reported.Serial)
+	}
+	clusterConditions(cl, state, message, problem != "")
+}
+
+func clusterConditions(cl *v1alpha1.Cluster, state v1alpha1.State, message string, conflict bool) {
+	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: string(state), Message: message, ObservedGeneration: cl.Generation}
+	switch {
+	case conflict:
+		ready.Reason = "SerialConflict"
+	case state == v1alpha1.StateReady:
+		ready.Status = metav1.ConditionTrue
+	}
+	meta.SetStatusCondition(&cl.Status.Conditions, ready)
+	enrolled := metav1.Condition{Type: v1alpha1.ConditionEnrolled, Status: metav1.ConditionTrue, Reason: "Enrolled", Message: strconv.Itoa(len(cl.Spec.AgentKeys)) + " credential(s)", ObservedGeneration: cl.Generation}
+	if len(cl.Spec.AgentKeys) == 0 {
+		enrolled.Status, enrolled.Reason, enrolled.Message = metav1.ConditionFalse, "NoCredential", "no agent may connect as this cluster"
+	}
+	meta.SetStatusCondition(&cl.Status.Conditions, enrolled)
+}
+
+// deployments names everything a cluster has or is to have, except what is being taken away.
+func deployments(m fleet.Member) []string {
+	var names []string
+	for n, a := range m.Assigned {
+		if !a.Remove {
+			names = append(names, n)
+		}
+	}
+	if m.Ordered != nil {
+		for _, d := range m.Ordered.Deployments {
+			if _, ok := m.Assigned[d.Name]; !ok {
+				names = append(names, d.Name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// orphaned adds what the cluster has although nobody orders or removes it.
+func orphaned(t *tally, m fleet.Member) {
+	if m.Reported == nil {
+		return
+	}
+	for _, d := range m.Reported.Deployments {
+		if d.State == bundlefmt.Orphaned && !slices.Contains(deployments(m), d.Name) {
+			t.add(d.Name, standing{v1alpha1.StateOrphaned, "on the cluster, but no bundle orders or removes it", d.Since}, m.Link == fleet.Offline)
+		}
+	}
+}

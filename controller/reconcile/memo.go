@@ -1,0 +1,87 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/topics"
+)
+
+type intOrString = intstr.IntOrString
+
+// writeStatus writes a status once, and only if it changed.
+func (h *Hub) writeStatus(ctx context.Context, before, after client.Object) error {
+	if equality.Semantic.DeepEqual(before, after) {
+		return nil
+	}
+	if err := h.Client.Status().Patch(ctx, after, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("write status: %w", err)
+	}
+	return nil
+}
+
+// floors remembers serials that were written down but may not show in the cache yet.
+type floors struct {
+	mu sync.Mutex
+	m  map[topics.Cluster]bundlefmt.Serial
+}
+
+func (f *floors) get(c topics.Cluster, cached bundlefmt.Serial) bundlefmt.Serial {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return max(f.m[c], cached)
+}
+
+func (f *floors) set(c topics.Cluster, s bundlefmt.Serial) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.m == nil {
+		f.m = map[topics.Cluster]bundlefmt.Serial{}
+	}
+	f.m[c] = s
+}
+
+func (f *floors) forget(c topics.Cluster) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.m, c)
+}
+
+// keyring remembers which keys a cluster had, to notice when one goes.
+type keyring struct {
+	mu sync.Mutex
+	m  map[topics.Cluster][]string
+}
+
+func (k *keyring) swap(c topics.Cluster, keys []string) (old []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.m == nil {
+		k.m = map[topics.Cluster][]string{}
+	}
+	old = k.m[c]
+	k.m[c] = keys
+	return old
+}
+
+func (k *keyring) forget(c topics.Cluster) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.m, c)
+}
+
+func lines(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, "\n")
+}
+
+func joinLines(s []string) string { return strings.Join(s, "\n") }

@@ -1,0 +1,211 @@
+// Package reconcile connects the Kubernetes API to the pure parts of the hub, one file per kind: read, decide, act, and
+// write the status once.
+//
+//	Bundle   targets → rendered releases → rollout → assignments, one per cluster     (bundle.go)
+//	Cluster  assignments + what was ordered → desired document → topics               (cluster.go)
+//	both     what clusters report → status                                            (state.go)
+package reconcile
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/fleet"
+	"shoal.dev/shoal/controller/rollout"
+)
+
+// standing is where one deployment is.
+type standing struct {
+	State   v1alpha1.State
+	Message string
+	Since   time.Time
+}
+
+// current is the release a cluster was told to run, or is about to be told.
+func current(m fleet.Member, name string) rollout.Release {
+	if a, ok := m.Assigned[name]; ok && !a.Remove && !a.Release.IsZero() {
+		return a.Release
+	}
+	e, ok := m.Entry(name)
+	if !ok {
+		return rollout.Release{}
+	}
+	return rollout.Release{Digest: e.Digest, Policy: e.Policy}
+}
+
+// applied says whether the cluster has confirmed the release that is ordered now.
+func applied(m fleet.Member, name string) (bundlefmt.DeploymentReport, bool) {
+	e, ordered := m.Entry(name)
+	r, reported := m.Report(name)
+	return r, ordered && reported && r.Digest == e.Digest && r.Serial >= e.Serial
+}
+
+// available: the current release is applied and healthy, as far as the cluster has said.
+func available(m fleet.Member, name string) bool {
+	e, _ := m.Entry(name)
+	r, ok := applied(m, name)
+	return ok && e.Digest == current(m, name).Digest && (r.State == bundlefmt.Ready || r.State == bundlefmt.Modified)
+}
+
+// stand says where a deployment is. The first that holds counts: not rendered, not ordered, not applied, not healthy, not the
+// newest, changed by hand, Ready.
+func stand(m fleet.Member, name string) standing {
+	a := m.Assigned[name]
+	_, ordered := m.Entry(name)
+	r, done := applied(m, name)
+	switch {
+	case a.Failed:
+		return standing{v1alpha1.StateErrRendered, a.Wait, r.Since}
+	case !ordered:
+		return standing{v1alpha1.StatePending, a.Wait, m.LinkSince}
+	case !done:
+		return standing{waiting(r.State), waitMessage(m, r), r.Since}
+	case r.State == bundlefmt.Ready && a.Wait != "":
+		return standing{v1alpha1.StateOutOfSync, a.Wait, r.Since}
+	}
+	return standing{v1alpha1.State(r.State), r.Message, r.Since}
+}
+
+// waiting is the state of a release that is not applied yet: what the cluster says of its attempt, if anything.
+func waiting(s bundlefmt.State) v1alpha1.State {
+	switch s {
+	case bundlefmt.Downloading, bundlefmt.ErrApplied, bundlefmt.Refused, bundlefmt.RolledBack, bundlefmt.Held:
+		return v1alpha1.State(s)
+	}
+	return v1alpha1.StateWaitApplied
+}
+
+func waitMessage(m fleet.Member, r bundlefmt.DeploymentReport) string {
+	switch {
+	case waiting(r.State) != v1alpha1.StateWaitApplied && r.Message != "":
+		return r.Message
+	case m.Link == fleet.Offline:
+		return "offline: gets it when it is back"
+	case m.Reported == nil:
+		return "has not reported yet"
+	case m.Reported.Refused != nil:
+		return "refused a message: " + m.Reported.Refused.Reason
+	}
+	return r.Message
+}
+
+// tally counts standings and remembers the ones to show.
+type tally struct {
+	summary v1alpha1.Summary
+	worst   v1alpha1.State
+	items   []v1alpha1.NotReadyItem
+	since   time.Time // of the newest change
+}
+
+// severity orders states for summaries, worst first. It is bundlefmt's order with the hub's own states put in.
+var severity = []v1alpha1.State{
+	v1alpha1.StateErrRendered, v1alpha1.StateErrApplied, v1alpha1.StateRefused, v1alpha1.StateRolledBack, v1alpha1.StateWaitApplied,
+	v1alpha1.StateDownloading, v1alpha1.StateModified, v1alpha1.StateOutOfSync, v1alpha1.StateHeld, v1alpha1.StatePending,
+	v1alpha1.StateOrphaned, v1alpha1.StateNotReady, v1alpha1.StateReady,
+}
+
+// worse says whether a state is worse than another; an empty one is better than all.
+func worse(a, b v1alpha1.State) bool {
+	return b == "" || slices.Index(severity, a) < slices.Index(severity, b)
+}
+
+func (t *tally) add(name string, s standing, offline bool) {
+	t.summary.Desired++
+	*t.count(s.State)++
+	if offline {
+		t.summary.Offline++
+	}
+	if worse(s.State, t.worst) {
+		t.worst = s.State
+	}
+	if s.State != v1alpha1.StateReady {
+		t.items = append(t.items, v1alpha1.NotReadyItem{Name: name, State: s.State, Message: clip(s.Message), Since: metav1.NewTime(s.Since)})
+	}
+}
+
+func (t *tally) count(s v1alpha1.State) *int32 {
+	c := &t.summary
+	switch s {
+	case v1alpha1.StateReady:
+		return &c.Ready
+	case v1alpha1.StateNotReady:
+		return &c.NotReady
+	case v1alpha1.StateOutOfSync:
+		return &c.OutOfSync
+	case v1alpha1.StateModified:
+		return &c.Modified
+	case v1alpha1.StateWaitApplied:
+		return &c.WaitApplied
+	case v1alpha1.StateErrRendered:
+		return &c.ErrRendered
+	case v1alpha1.StateErrApplied:
+		return &c.ErrApplied
+	case v1alpha1.StateDownloading:
+		return &c.Downloading
+	case v1alpha1.StateRefused:
+		return &c.Refused
+	case v1alpha1.StateRolledBack:
+		return &c.RolledBack
+	case v1alpha1.StateHeld:
+		return &c.Held
+	case v1alpha1.StateOrphaned:
+		return &c.Orphaned
+	}
+	return &c.Pending
+}
+
+// shown is how many names a status lists; the counts cover all.
+const shown = 10
+
+// worstFirst returns the items to show.
+func (t *tally) worstFirst() []v1alpha1.NotReadyItem {
+	slices.SortStableFunc(t.items, func(a, b v1alpha1.NotReadyItem) int {
+		switch {
+		case worse(a.State, b.State):
+			return -1
+		case worse(b.State, a.State):
+			return 1
+		}
+		return 0
+	})
+	if len(t.items) == 0 {
+		return nil
+	}
+	return t.items[:min(shown, len(t.items))]
+}
+
+// message is one line for people about the worst of them.
+func (t *tally) message() string {
+	items := t.worstFirst()
+	switch {
+	case len(items) == 0:
+		return ""
+	case items[0].Message == "":
+		return items[0].Name
+	}
+	return items[0].Name + ": " + items[0].Message
+}
+
+func (t *tally) ready() string { return fmt.Sprintf("%d/%d", t.summary.Ready, t.summary.Desired) }
+
+// clip keeps messages of foreign origin from filling a status.
+func clip(s string) string {
+	const most = 500
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "…"
+}
+
+// since is when a shown state began: now if it just changed.
+func since(old, state v1alpha1.State, at metav1.Time, now time.Time) metav1.Time {
+	if old == state && !at.IsZero() {
+		return at
+	}
+	return metav1.NewTime(now.Truncate(time.Second))
+}
