@@ -4,8 +4,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/json"
 )
 
-// Values is a free-form object, as a Helm chart takes it. Whole numbers stay whole numbers: decoding into float64 would
-// make a chart print 1e+06 for 1000000. Fields of this type carry the markers that make them free-form in the CRD.
+// Values is a free-form object, as a Helm chart takes it. Whole numbers stay whole numbers, so that what is stored and
+// printed is what was written. Fields of this type carry the markers that make them free-form in the CRD.
 type Values map[string]any
 
 // UnmarshalJSON decodes an object; whole numbers become int64.

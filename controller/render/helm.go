@@ -1,0 +1,335 @@
+package render
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/ignore"
+	"helm.sh/helm/v3/pkg/release"
+	"helm.sh/helm/v3/pkg/releaseutil"
+)
+
+// This is the only file that knows Helm: another major version of it is a change here.
+
+// DefaultAPIVersions are what charts see in .Capabilities.APIVersions when a cluster's are not known: Kubernetes' own.
+func DefaultAPIVersions() []string { return slices.Clone(chartutil.DefaultVersionSet) }
+
+// helm renders the chart in files and adds its objects.
+func (r *rendering) helm(files map[string][]byte) error {
+	c, err := loadChart(files)
+	if err != nil {
+		return err
+	}
+	if err := checkChart(c); err != nil {
+		return fmt.Errorf("chart %s: %w", c.Name(), err)
+	}
+	rendered, err := r.template(c)
+	if err != nil {
+		return fmt.Errorf("render chart %s: %s", c.Name(), helmMessage(err))
+	}
+	r.noteFunctions(c)
+	// CRDs that a subchart brings are known after its condition was evaluated, which template did.
+	for _, crd := range c.CRDObjects() {
+		if err := r.addYAML(crd.Filename, crd.File.Data, false); err != nil {
+			return err
+		}
+	}
+	return r.addRendered(rendered)
+}
+
+// loadChart loads a chart as Helm loads a directory: .helmignore holds, byte order marks are dropped.
+func loadChart(files map[string][]byte) (*chart.Chart, error) {
+	rules := ignore.Empty()
+	if data, ok := files[ignore.HelmIgnore]; ok {
+		var err error
+		if rules, err = ignore.Parse(bytes.NewReader(data)); err != nil {
+			return nil, fmt.Errorf("%s: %w", ignore.HelmIgnore, err)
+		}
+	}
+	rules.AddDefaults()
+	var buf []*loader.BufferedFile
+	for _, name := range sortedNames(files) {
+		if ignored(rules, name) {
+			continue
+		}
+		// Not the bundle's own bytes: some of Helm's code keeps and changes what it is given.
+		data := bytes.TrimPrefix(files[name], []byte("\xef\xbb\xbf"))
+		buf = append(buf, &loader.BufferedFile{Name: name, Data: slices.Clone(data)})
+	}
+	c, err := loader.LoadFiles(buf)
+	if err != nil {
+		return nil, fmt.Errorf("load chart: %s", helmMessage(err))
+	}
+	return c, nil
+}
+
+func ignored(rules *ignore.Rules, name string) bool {
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		if rules.Ignore(dir, entry{name: path.Base(dir), dir: true}) {
+			return true
+		}
+	}
+	return rules.Ignore(name, entry{name: path.Base(name)})
+}
+
+// entry is what ignore rules ask of a file.
+type entry struct {
+	name string
+	dir  bool
+}
+
+func (e entry) Name() string       { return e.name }
+func (e entry) IsDir() bool        { return e.dir }
+func (e entry) Size() int64        { return 0 }
+func (e entry) ModTime() time.Time { return time.Time{} }
+func (e entry) Sys() any           { return nil }
+func (e entry) Mode() fs.FileMode {
+	if e.dir {
+		return fs.ModeDir
+	}
+	return 0
+}
+
+// checkChart refuses charts that cannot be installed, and schemas that would make Helm read files or the network.
+func checkChart(c *chart.Chart) error {
+	if c.Metadata.Type == "library" {
+		return fmt.Errorf("is a library chart: it can be a dependency of another chart, not a bundle")
+	}
+	have := map[string]bool{}
+	for _, d := range c.Dependencies() {
+		have[d.Name()] = true
+	}
+	for _, d := range c.Metadata.Dependencies {
+		if !have[d.Name] {
+			return fmt.Errorf("dependency %s is not in charts/: run `helm dependency build` and keep charts/ in the bundle", d.Name)
+		}
+	}
+	return checkSchemas(c)
+}
+
+func checkSchemas(c *chart.Chart) error {
+	if len(c.Schema) > 0 {
+		var schema any
+		if err := json.Unmarshal(c.Schema, &schema); err != nil {
+			return fmt.Errorf("values.schema.json: %w", err)
+		}
+		if ref := foreignRef(schema); ref != "" {
+			return fmt.Errorf("values.schema.json: $ref %q points outside of the schema: nothing is fetched while rendering, copy the definition into the schema", ref)
+		}
+	}
+	for _, d := range c.Dependencies() {
+		if err := checkSchemas(d); err != nil {
+			return fmt.Errorf("dependency %s: %w", d.Name(), err)
+		}
+	}
+	return nil
+}
+
+// foreignRef returns a reference of a JSON schema that does not stay in it. An $id would give "#" another meaning, and
+// $schema is fetched if it is none of the well-known ones.
+func foreignRef(v any) string {
+	switch v := v.(type) {
+	case map[string]any:
+		for k, e := range v {
+			s, ok := e.(string)
+			switch {
+			case !ok:
+			case (k == "$ref" || k == "$dynamicRef" || k == "$recursiveRef") && !strings.HasPrefix(s, "#"),
+				k == "$schema" && !wellKnownSchema.MatchString(s):
+				return s
+			}
+			if ref := foreignRef(e); ref != "" {
+				return ref
+			}
+		}
+	case []any:
+		for _, e := range v {
+			if ref := foreignRef(e); ref != "" {
+				return ref
+			}
+		}
+	}
+	return ""
+}
+
+var wellKnownSchema = regexp.MustCompile(`^https?://json-schema\.org/(draft-0[4-7]|draft/2019-09|draft/2020-12)/schema#?$`)
+
+// template evaluates dependencies, values, schema and templates, in Helm's order.
+func (r *rendering) template(c *chart.Chart) (map[string]string, error) {
+	vals, err := r.values()
+	if err != nil {
+		return nil, err
+	}
+	caps, err := r.capabilities()
+	if err != nil {
+		return nil, err
+	}
+	if kv := c.Metadata.KubeVersion; kv != "" && !chartutil.IsCompatibleRange(kv, caps.KubeVersion.Version) {
+		return nil, fmt.Errorf("the chart needs Kubernetes %s, this is %s", kv, caps.KubeVersion.Version)
+	}
+	if err := chartutil.ProcessDependenciesWithMerge(c, vals); err != nil {
+		return nil, err
+	}
+	if err := chartutil.ValidateReleaseName(r.releaseName()); err != nil {
+		return nil, fmt.Errorf("helm.releaseName %q: %w", r.releaseName(), err)
+	}
+	rel := chartutil.ReleaseOptions{Name: r.releaseName(), Namespace: r.namespace(), Revision: 1, IsInstall: true}
+	top, err := chartutil.ToRenderValues(c, vals, rel, caps)
+	if err != nil {
+		return nil, err
+	}
+	return engine.Render(c, top)
+}
+
+// values are the options' values as Helm reads a values file: numbers become float64, and templates rely on it.
+func (r *rendering) values() (map[string]any, error) {
+	vals := map[string]any{}
+	if h := r.in.Options.Helm; h != nil && h.Values != nil {
+		b, err := json.Marshal(h.Values)
+		if err != nil {
+			return nil, fmt.Errorf("helm.values: %w", err)
+		}
+		if err := json.Unmarshal(b, &vals); err != nil {
+			return nil, fmt.Errorf("helm.values: %w", err)
+		}
+	}
+	return vals, nil
+}
+
+func (r *rendering) capabilities() (*chartutil.Capabilities, error) {
+	version := r.in.KubeVersion
+	if version == "" {
+		version = DefaultKubeVersion
+	}
+	kv, err := chartutil.ParseKubeVersion(version)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes version %q: %w", version, err)
+	}
+	api := r.in.APIVersions
+	if len(api) == 0 {
+		api = chartutil.DefaultVersionSet
+	}
+	return &chartutil.Capabilities{KubeVersion: *kv, APIVersions: slices.Clone(api), HelmVersion: chartutil.DefaultCapabilities.HelmVersion}, nil
+}
+
+// addRendered adds the objects of rendered templates; partials and NOTES.txt are dropped, hooks sorted out.
+func (r *rendering) addRendered(rendered map[string]string) error {
+	for name, text := range rendered {
+		base := path.Base(name)
+		if strings.HasPrefix(base, "_") || base == "NOTES.txt" || strings.TrimSpace(text) == "" {
+			delete(rendered, name)
+		}
+	}
+	names := make([]string, 0, len(rendered))
+	for n := range rendered {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		// Helm's own way to cut documents: it is more lenient than YAML, and charts rely on it.
+		docs := releaseutil.SplitManifests(rendered[name])
+		keys := make([]string, 0, len(docs))
+		for k := range docs {
+			keys = append(keys, k)
+		}
+		slices.SortFunc(keys, func(a, b string) int {
+			if releaseutil.BySplitManifestsOrder([]string{a, b}).Less(0, 1) {
+				return -1
+			}
+			return 1
+		})
+		for i, k := range keys {
+			where := name
+			if len(keys) > 1 {
+				where = fmt.Sprintf("%s (document %d)", name, i+1)
+			}
+			if err := r.addManifest(where, []byte(docs[k])); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *rendering) addManifest(where string, doc []byte) error {
+	js, err := toJSON(doc, false)
+	if err != nil {
+		return fmt.Errorf("%s: %w", where, err)
+	}
+	if js == nil {
+		return nil
+	}
+	var head struct {
+		Kind     string `json:"kind"`
+		Metadata struct {
+			Name        string            `json:"name"`
+			Annotations map[string]string `json:"annotations"`
+		} `json:"metadata"`
+	}
+	_ = json.Unmarshal(js, &head) // what is wrong with it, addJSON says
+	events, isHook := head.Metadata.Annotations[release.HookAnnotation]
+	if !isHook {
+		return r.addJSON(where, js, 0)
+	}
+	switch what := fmt.Sprintf("%s: %s %s is a hook (%s)", where, head.Kind, head.Metadata.Name, events); {
+	case allEvents(events, "test", "test-success", "test-failure"):
+		return nil
+	case allEvents(events, "pre-delete", "post-delete", "pre-rollback", "post-rollback"):
+		r.note("%s: left out, such hooks are not run", what)
+		return nil
+	case slices.Contains([]string{"Job", "CronJob", "Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet"}, head.Kind):
+		return fmt.Errorf("%s that runs something: such hooks are not supported yet, switch it off in the chart's values", what)
+	default:
+		r.note("%s: applied as an ordinary object", what)
+		return r.addJSON(where, js, 0)
+	}
+}
+
+func allEvents(list string, of ...string) bool {
+	for e := range strings.SplitSeq(list, ",") {
+		if !slices.Contains(of, strings.ToLower(strings.TrimSpace(e))) {
+			return false
+		}
+	}
+	return true
+}
+
+var (
+	action    = regexp.MustCompile(`(?s)\{\{.*?\}\}`)
+	unsteady  = regexp.MustCompile(`\b(rand(?:AlphaNum|Alpha|Ascii|Numeric|Bytes|Int)|shuffle|uuidv4|now|ago|htpasswd|bcrypt|encryptAES|genPrivateKey|genCA(?:WithKey)?|genSelfSignedCert(?:WithKey)?|genSignedCert(?:WithKey)?)\b`)
+	lookupUse = regexp.MustCompile(`\blookup\s+["$(.]`)
+	quoted    = regexp.MustCompile("(?s)\"(?:[^\"\\\\]|\\\\.)*\"|`[^`]*`|/\\*.*?\\*/")
+)
+
+// noteFunctions says where a chart uses functions that do here something else than its author expects. It reads the
+// text of templates: it may name a template whose branch was not taken.
+func (r *rendering) noteFunctions(c *chart.Chart) {
+	for _, t := range c.Templates {
+		file := path.Join(c.ChartFullPath(), t.Name)
+		for _, a := range action.FindAll(t.Data, -1) {
+			if lookupUse.Match(a) {
+				r.note("%s uses lookup, which finds nothing: charts are rendered on the hub", file)
+			}
+			for _, f := range unsteady.FindAllString(quoted.ReplaceAllString(string(a), `""`), -1) {
+				r.note("%s uses %s: the value changes only when the bundle is rendered again", file, f)
+			}
+		}
+	}
+	for _, d := range c.Dependencies() {
+		r.noteFunctions(d)
+	}
+}
+
+// helmMessage is an error of Helm on one line.
+func helmMessage(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

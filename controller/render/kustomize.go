@@ -1,0 +1,209 @@
+package render
+
+import (
+	"bytes"
+	"fmt"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/api/types"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
+)
+
+// kustomizing serialises builds: kustomize keeps its OpenAPI schemas in package variables and reads them without a lock.
+var kustomizing sync.Mutex
+
+// kustomize builds the kustomization in dir; objects of a chart become one more of its resources.
+func (r *rendering) kustomize(dir string, extra []object) error {
+	files := r.files
+	if extra != nil {
+		var err error
+		if files, err = withResource(files, dir, extra); err != nil {
+			return err
+		}
+	}
+	mem := filesys.MakeFsInMemory()
+	for _, name := range sortedNames(files) {
+		if isYAML(name) {
+			if err := checkKustomizeFile(name, files[name]); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		if err := mem.WriteFile("/bundle/"+name, files[name]); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	// Files may come from anywhere in the bundle: there is nothing else in this file system. No plugins.
+	o := krusty.MakeDefaultOptions()
+	o.LoadRestrictions = types.LoadRestrictionsNone
+	out, err := build(o, mem, path.Join("/bundle", dir))
+	if err != nil {
+		return fmt.Errorf("kustomize %s: %s", dir, strings.ReplaceAll(helmMessage(err), "/bundle/", ""))
+	}
+	return r.addYAML(path.Join(dir, "kustomization.yaml"), out, false)
+}
+
+func build(o *krusty.Options, mem filesys.FileSystem, dir string) ([]byte, error) {
+	kustomizing.Lock()
+	defer kustomizing.Unlock()
+	m, err := krusty.MakeKustomizer(o).Run(mem, dir)
+	if err != nil {
+		return nil, err
+	}
+	return m.AsYaml()
+}
+
+// kustomizationFile is the name of the kustomization in a directory, or "".
+func kustomizationFile(files map[string][]byte, dir string) string {
+	for _, n := range kustomizationNames() {
+		if _, ok := files[path.Join(dir, n)]; ok {
+			return path.Join(dir, n)
+		}
+	}
+	return ""
+}
+
+func kustomizationNames() []string {
+	return []string{"kustomization.yaml", "kustomization.yml", "Kustomization"}
+}
+
+func isYAML(name string) bool {
+	ext := path.Ext(name)
+	return ext == ".yaml" || ext == ".yml" || path.Base(name) == "Kustomization"
+}
+
+// withResource adds rendered objects to a kustomization.
+func withResource(files map[string][]byte, dir string, extra []object) (map[string][]byte, error) {
+	const name = "shoal-helm-output.yaml"
+	kfile := kustomizationFile(files, dir)
+	var k map[string]any
+	if err := yaml.Unmarshal(files[kfile], &k); err != nil {
+		return nil, fmt.Errorf("%s: %s", kfile, yamlMessage(err))
+	}
+	if k == nil {
+		k = map[string]any{}
+	}
+	list, ok := k["resources"].([]any)
+	if !ok && k["resources"] != nil {
+		return nil, fmt.Errorf("%s: resources must be a list", kfile)
+	}
+	k["resources"] = append(list, name)
+	changed, err := yaml.Marshal(k)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", kfile, err)
+	}
+	out := make(map[string][]byte, len(files)+1)
+	for n, data := range files {
+		out[n] = data
+	}
+	out[kfile] = changed
+	var b bytes.Buffer
+	for _, o := range extra {
+		b.WriteString("---\n")
+		b.Write(o.JSON)
+		b.WriteByte('\n')
+	}
+	out[path.Join(dir, name)] = b.Bytes()
+	return out, nil
+}
+
+// checkKustomizeFile refuses what would make kustomize fetch something, or grow without bounds. kustomize tries the
+// network whenever a path looks like an address, so nothing that looks like one may reach it.
+func checkKustomizeFile(name string, data []byte) error {
+	own := slices.Contains(kustomizationNames(), path.Base(name))
+	for _, doc := range documents(data) {
+		if err := checkAliases(doc); err != nil {
+			return err
+		}
+		var m map[string]any
+		if err := yaml.Unmarshal(doc, &m); err != nil {
+			continue // kustomize says better what is wrong, if it reads the file at all
+		}
+		if api, _ := m["apiVersion"].(string); !own && api != "builtin" {
+			continue
+		}
+		if err := checkPaths(m, ""); err != nil {
+			return err
+		}
+		for _, field := range []string{"openapi", "helmCharts", "helmChartInflationGenerator"} {
+			if _, ok := m[field]; ok && own {
+				return fmt.Errorf("%s is not supported: render the chart with the bundle's helm options", field)
+			}
+		}
+	}
+	return nil
+}
+
+// checkPaths walks a kustomization; at is the name of the field around v.
+func checkPaths(v any, at string) error {
+	switch v := v.(type) {
+	case map[string]any:
+		for k, e := range v {
+			if err := checkPaths(e, k); err != nil {
+				return err
+			}
+		}
+	case []any:
+		for _, e := range v {
+			if err := checkPaths(e, at); err != nil {
+				return err
+			}
+		}
+	case string:
+		return checkPath(v, at)
+	}
+	return nil
+}
+
+func checkPath(s, at string) error {
+	const msg = "%s: %q is remote: nothing is fetched while rendering, copy it into the bundle"
+	switch at {
+	case "resources", "bases", "components", "generators", "transformers", "validators":
+		if strings.Contains(s, "\n") { // written in place: a document of its own
+			return checkInline(s)
+		}
+		if looksRemote(s) {
+			return fmt.Errorf(msg, at, s)
+		}
+	case "crds", "configurations", "path", "paths", "files", "env", "envs", "patchesStrategicMerge":
+		if strings.Contains(s, "\n") {
+			return nil
+		}
+		if _, file, ok := strings.Cut(s, "="); ok { // key=path
+			s = file
+		}
+		if isURL(s) {
+			return fmt.Errorf(msg, at, s)
+		}
+	}
+	return nil
+}
+
+func checkInline(s string) error {
+	for _, doc := range documents([]byte(s)) {
+		var m map[string]any
+		if yaml.Unmarshal(doc, &m) == nil {
+			if err := checkPaths(m, ""); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// looksRemote is true for everything that kustomize takes for a repository, and some more.
+func looksRemote(s string) bool {
+	l := strings.ToLower(s)
+	return isURL(s) || strings.Contains(l, "://") || strings.Contains(l, "@") || strings.Contains(l, "github.com") ||
+		strings.Contains(l, "::") || strings.HasPrefix(l, "gh:") || strings.Contains(l, "?ref=")
+}
+
+func isURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https" || u.Scheme == "ssh" || u.Scheme == "file" || u.Scheme == "git")
+}

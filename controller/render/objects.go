@@ -1,0 +1,212 @@
+package render
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	yamlv3 "go.yaml.in/yaml/v3"
+	"sigs.k8s.io/yaml"
+
+	"shoal.dev/shoal/bundlefmt"
+)
+
+// Limits against YAML that is small to write and large to read.
+const (
+	maxNodes   = 500_000 // values of one document after its aliases are expanded
+	maxNesting = 100
+)
+
+// documents cuts a YAML stream at its "---" and "..." lines. YAML allows these markers nowhere else at the start of a
+// line, so a cut never falls into a text. Positions matter: document numbers in messages count empty ones too.
+func documents(data []byte) [][]byte {
+	var docs [][]byte
+	var doc []byte
+	started := false
+	for line := range bytes.Lines(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))) {
+		marker := bytes.TrimRight(line, " \t\r\n")
+		switch {
+		case bytes.Equal(marker, []byte("...")):
+			continue
+		case bytes.HasPrefix(line, []byte("---")) && (len(marker) == 3 || line[3] == ' ' || line[3] == '\t'):
+			if started || len(bytes.TrimSpace(doc)) > 0 {
+				docs = append(docs, doc)
+			}
+			started = true
+			doc = append([]byte(nil), line[3:]...)
+		default:
+			doc = append(doc, line...)
+		}
+	}
+	return append(docs, doc)
+}
+
+// toJSON converts one YAML document. Strict: a key given twice is an error. It returns nil for an empty document.
+func toJSON(doc []byte, strict bool) ([]byte, error) {
+	if err := checkAliases(doc); err != nil {
+		return nil, err
+	}
+	convert := yaml.YAMLToJSON
+	if strict {
+		convert = yaml.YAMLToJSONStrict
+	}
+	js, err := convert(doc)
+	if err != nil {
+		return nil, fmt.Errorf("%s", yamlMessage(err))
+	}
+	if bytes.Equal(js, []byte("null")) {
+		return nil, nil
+	}
+	return js, nil
+}
+
+// checkAliases refuses documents that would become huge once aliases are written out; every engine writes them out.
+func checkAliases(doc []byte) error {
+	if !bytes.Contains(doc, []byte("&")) || !bytes.Contains(doc, []byte("*")) {
+		return nil
+	}
+	var n yamlv3.Node
+	if err := yamlv3.Unmarshal(doc, &n); err != nil {
+		return nil // the engine says better what is wrong
+	}
+	left := maxNodes
+	return spend(&n, 0, &left)
+}
+
+func spend(n *yamlv3.Node, depth int, left *int) error {
+	if *left--; *left < 0 {
+		return fmt.Errorf("holds more than %d values once its aliases are expanded", maxNodes)
+	}
+	if depth > maxNesting {
+		return fmt.Errorf("nested deeper than %d", maxNesting)
+	}
+	if n.Kind == yamlv3.AliasNode {
+		return spend(n.Alias, depth+1, left)
+	}
+	for _, c := range n.Content {
+		if err := spend(c, depth+1, left); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addYAML adds the objects of a YAML stream.
+func (r *rendering) addYAML(origin string, data []byte, strict bool) error {
+	docs := documents(data)
+	for i, doc := range docs {
+		where := origin
+		if len(docs) > 1 {
+			where = fmt.Sprintf("%s (document %d)", origin, i+1)
+		}
+		js, err := toJSON(doc, strict)
+		if err != nil {
+			return fmt.Errorf("%s: %w", where, err)
+		}
+		if js == nil {
+			continue
+		}
+		if err := r.addJSON(where, js, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addJSON adds one object, or those in a list.
+func (r *rendering) addJSON(origin string, js []byte, depth int) error {
+	var head struct {
+		Kind     string            `json:"kind"`
+		Items    []json.RawMessage `json:"items"`
+		Metadata struct {
+			Name         string `json:"name"`
+			GenerateName string `json:"generateName"`
+		} `json:"metadata"`
+	}
+	if js[0] != '{' {
+		return fmt.Errorf("%s: a Kubernetes object expected", origin)
+	}
+	if err := json.Unmarshal(js, &head); err == nil {
+		switch {
+		case strings.HasSuffix(head.Kind, "List") && head.Items != nil && head.Metadata.Name == "":
+			if depth > 2 {
+				return fmt.Errorf("%s: lists are nested too deeply", origin)
+			}
+			for i, item := range head.Items {
+				if err := r.addJSON(fmt.Sprintf("%s (item %d)", origin, i+1), item, depth+1); err != nil {
+					return err
+				}
+			}
+			return nil
+		case head.Metadata.Name == "" && head.Metadata.GenerateName != "":
+			return fmt.Errorf("%s: %s has generateName, which makes a new object each time: give it a metadata.name", origin, head.Kind)
+		}
+	}
+	o, err := bundlefmt.NewObject(js)
+	if err != nil {
+		return fmt.Errorf("%s: %w", origin, err)
+	}
+	if limit := bundlefmt.DefaultLimits().Objects; int64(len(r.objs)) >= limit {
+		return fmt.Errorf("%s: more than %d objects: split the bundle", origin, limit)
+	}
+	r.objs = append(r.objs, object{Object: o, origin: origin})
+	return nil
+}
+
+// bundle orders the objects and refuses what must not be shipped.
+func (r *rendering) bundle() (*bundlefmt.Bundle, error) {
+	if err := r.checkScope(); err != nil {
+		return nil, err
+	}
+	rank := ranks()
+	slices.SortStableFunc(r.objs, func(a, b object) int { return compare(rank, a.Ref, b.Ref) })
+	seen := make(map[bundlefmt.Ref]string, len(r.objs))
+	objs := make([]bundlefmt.Object, len(r.objs))
+	for i, o := range r.objs {
+		id := o.Ref
+		id.Version = ""
+		// Two objects that differ only in that one leaves its namespace to the default are one on the cluster.
+		if id.Namespace == "" || r.in.Options.Namespace != "" {
+			id.Namespace = r.namespace()
+		}
+		if first, ok := seen[id]; ok {
+			return nil, fmt.Errorf("%s appears twice: in %s and in %s", o.Ref, first, o.origin)
+		}
+		seen[id] = o.origin
+		objs[i] = o.Object
+	}
+	b, err := bundlefmt.New(objs, bundlefmt.DefaultLimits())
+	if err != nil {
+		return nil, fmt.Errorf("%w: split the bundle", err)
+	}
+	return b, nil
+}
+
+// checkScope finds cluster-scoped objects in a bundle that forces a namespace. It knows Kubernetes' own kinds and those
+// the bundle defines; the agent knows the rest.
+func (r *rendering) checkScope() error {
+	ns := r.in.Options.Namespace
+	if ns == "" {
+		return nil
+	}
+	cluster := map[[2]string]bool{}
+	for _, k := range clusterScoped() {
+		cluster[k] = true
+	}
+	for _, o := range r.objs {
+		if cluster[[2]string{o.Group, o.Kind}] {
+			return fmt.Errorf("%s: %s belongs to no namespace, but the option namespace forces all objects into %q: use defaultNamespace instead", o.origin, o.Ref, ns)
+		}
+	}
+	return nil
+}
+
+func yamlMessage(err error) string {
+	s := err.Error()
+	for _, p := range []string{"error converting YAML to JSON: ", "yaml: ", "unmarshal errors:\n"} {
+		s = strings.ReplaceAll(s, p, "")
+	}
+	return strings.Join(strings.Fields(s), " ")
+}

@@ -1,0 +1,251 @@
+package render_test
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	"sigs.k8s.io/yaml"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/render"
+)
+
+var update = flag.Bool("update", false, "rewrite the want sections in testdata")
+
+// TestRender runs testdata/*.txtar: "input" holds options and cluster, the other sections are files of the bundle; want
+// is the YAML stream of objects in order, with notes as comments in front, or the error.
+func TestRender(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(ar.Comment) == 0 {
+				t.Error("a case begins with a comment that says why it exists")
+			}
+			in, want := input(t, ar)
+			if want < 0 {
+				t.Fatal("no want section")
+			}
+			got := text(t, in)
+			// The order of files is not part of the input.
+			slices.Reverse(in.Resources)
+			if again := text(t, in); again != got {
+				t.Errorf("files in another order give another result:\n%s", cmp.Diff(got, again))
+			}
+			if *update {
+				ar.Files[want].Data = []byte(got)
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if d := cmp.Diff(string(ar.Files[want].Data), got); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+func input(t *testing.T, ar *txtar.Archive) (in render.Input, want int) {
+	t.Helper()
+	in.Name, want = "demo", -1
+	for i, f := range ar.Files {
+		switch f.Name {
+		case "want":
+			want = i
+		case "input":
+			var y struct {
+				Options     v1alpha1.BundleOptions
+				KubeVersion string
+				APIVersions []string
+			}
+			if err := yaml.UnmarshalStrict(f.Data, &y); err != nil {
+				t.Fatal(err)
+			}
+			in.Options, in.KubeVersion, in.APIVersions = y.Options, y.KubeVersion, y.APIVersions
+		default:
+			in.Resources = append(in.Resources, v1alpha1.NewResource(f.Name, f.Data))
+		}
+	}
+	return in, want
+}
+
+func text(t *testing.T, in render.Input) string {
+	t.Helper()
+	r, err := render.WithNotes(in)
+	if err != nil {
+		return "error: " + err.Error() + "\n"
+	}
+	var b strings.Builder
+	for _, n := range r.Notes {
+		b.WriteString("# note: " + n + "\n")
+	}
+	for _, o := range r.Bundle.Objects() {
+		y, err := yaml.JSONToYAML(o.JSON)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString("---\n")
+		b.Write(y)
+	}
+	return b.String()
+}
+
+func web(values v1alpha1.Values) render.Input {
+	ar, err := txtar.ParseFile("testdata/helm_values.txtar")
+	if err != nil {
+		panic(err)
+	}
+	in := render.Input{Name: "demo", Options: v1alpha1.BundleOptions{Helm: &v1alpha1.HelmOptions{Values: values}}}
+	for _, f := range ar.Files {
+		if f.Name != "input" && f.Name != "want" {
+			in.Resources = append(in.Resources, v1alpha1.NewResource(f.Name, f.Data))
+		}
+	}
+	return in
+}
+
+func TestKey(t *testing.T) {
+	base := web(v1alpha1.Values{"replicas": int64(2)})
+	key := base.Key()
+	for name, change := range map[string]func(*render.Input){
+		"name":            func(i *render.Input) { i.Name = "other" },
+		"value":           func(i *render.Input) { i.Options.Helm.Values["replicas"] = int64(3) },
+		"namespace":       func(i *render.Input) { i.Options.Namespace = "x" },
+		"default ns":      func(i *render.Input) { i.Options.DefaultNamespace = "x" },
+		"file":            func(i *render.Input) { i.Resources[0].Content += "#" },
+		"file name":       func(i *render.Input) { i.Resources[0].Name += "x" },
+		"kube version":    func(i *render.Input) { i.KubeVersion = "v1.30.0" },
+		"api versions":    func(i *render.Input) { i.APIVersions = []string{"v1"} },
+		"overlays":        func(i *render.Input) { i.Options.YAML = &v1alpha1.YAMLOptions{Overlays: []string{"a"}} },
+		"one file less":   func(i *render.Input) { i.Resources = i.Resources[1:] },
+		"moved text":      func(i *render.Input) { i.Resources[0].Name += "\n"; i.Resources[0].Content = i.Resources[0].Content[1:] },
+		"kustomize dir":   func(i *render.Input) { i.Options.Kustomize = &v1alpha1.KustomizeOptions{Dir: "x"} },
+		"release name":    func(i *render.Input) { i.Options.Helm.ReleaseName = "x" },
+		"resources alone": func(i *render.Input) { i.ResourcesKey = [32]byte{1} },
+	} {
+		in := web(v1alpha1.Values{"replicas": int64(2)})
+		change(&in)
+		if in.Key() == key {
+			t.Errorf("%s: key did not change", name)
+		}
+	}
+	same := web(v1alpha1.Values{"replicas": int64(2)})
+	slices.Reverse(same.Resources)
+	same.Options.KeepResources = true
+	same.Options.CorrectDrift = &v1alpha1.CorrectDrift{Enabled: true}
+	same.ResourcesKey = render.ResourcesKey(same.Resources)
+	if same.Key() != key {
+		t.Error("key depends on the order of files, on options for the agent, or on whether ResourcesKey was given")
+	}
+}
+
+func TestCache(t *testing.T) {
+	c := render.NewCache(0)
+	done := make(chan *bundlefmt.Bundle)
+	for i := range 20 {
+		go func() {
+			r, err := c.Render(web(v1alpha1.Values{"replicas": int64(i % 2)}))
+			if err != nil {
+				t.Error(err)
+			}
+			done <- r.Bundle
+		}()
+	}
+	digests := map[bundlefmt.Digest]bool{}
+	for range 20 {
+		digests[(<-done).Digest()] = true
+	}
+	if len(digests) != 2 || c.Renders() != 2 {
+		t.Errorf("%d results in %d renderings, want 2 in 2", len(digests), c.Renders())
+	}
+	bad := web(v1alpha1.Values{"fail": "on purpose"})
+	for range 2 {
+		if _, err := c.Render(bad); err == nil || !strings.Contains(err.Error(), "on purpose") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if c.Renders() != 4 {
+		t.Error("a failure was kept")
+	}
+}
+
+func TestCacheIsBounded(t *testing.T) {
+	c := render.NewCache(8 << 10)
+	for range 2 {
+		for i := range 20 {
+			if _, err := c.Render(web(v1alpha1.Values{"replicas": int64(i)})); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if c.Renders() != 40 {
+		t.Errorf("%d renderings: 20 results do not fit 8 KiB, so all 40 are new", c.Renders())
+	}
+	before := c.Renders()
+	if _, err := c.Render(web(v1alpha1.Values{"replicas": int64(19)})); err != nil || c.Renders() != before {
+		t.Error("the newest result was not kept")
+	}
+}
+
+func TestLimits(t *testing.T) {
+	many := strings.Repeat("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n", 10_001)
+	bomb := "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+	for i := 1; i < 10; i++ {
+		p, n := string(rune('0'+i-1)), string(rune('0'+i))
+		bomb += "a" + n + ": &a" + n + " [" + strings.TrimSuffix(strings.Repeat("*a"+p+",", 10), ",") + "]\n"
+	}
+	doubling := ""
+	for c := 'b'; c <= 'z'; c++ {
+		doubling += "- {op: copy, from: /data, path: /data/k" + string(c) + "}\n"
+	}
+	for name, tc := range map[string]struct {
+		files map[string]string
+		want  string
+	}{
+		"objects":        {map[string]string{"a.yaml": many}, "more than 10000 objects"},
+		"alias bomb":     {map[string]string{"a.yaml": bomb}, "a.yaml: holds more than 500000 values"},
+		"kustomize bomb": {map[string]string{"a.yaml": bomb, "kustomization.yaml": "resources: [a.yaml]\n"}, "a.yaml: holds more than 500000 values"},
+		"nesting":        {map[string]string{"a.yaml": "apiVersion: v1\nkind: X\nmetadata: {name: a}\nspec: " + strings.Repeat("[", 500) + strings.Repeat("]", 500)}, "nesting depth"},
+		"object size":    {map[string]string{"a.yaml": "apiVersion: v1\nkind: X\nmetadata: {name: a}\ndata: " + strings.Repeat("x", 1<<20)}, "object size"},
+		"json patch": {map[string]string{"a.yaml": "apiVersion: v1\nkind: X\nmetadata: {name: a}\ndata: {a: " + strings.Repeat("x", 1000) + "}\n",
+			"overlays/o/a_patch.yaml": doubling}, "overlays/o/a_patch.yaml: patch a.yaml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := render.Input{Name: "demo"}
+			for n, s := range tc.files {
+				in.Resources = append(in.Resources, v1alpha1.NewResource(n, []byte(s)))
+				if strings.HasPrefix(n, "overlays/") {
+					in.Options.YAML = &v1alpha1.YAMLOptions{Overlays: []string{"o"}}
+				}
+			}
+			if _, err := render.Render(in); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %.200v, want %q", err, tc.want)
+			}
+		})
+	}
+	for _, name := range []string{"../x.yaml", "/x.yaml", "a/../../x.yaml", "a//b.yaml", "."} {
+		in := render.Input{Name: "demo", Resources: []v1alpha1.BundleResource{{Name: name}}}
+		if _, err := render.Render(in); err == nil || !strings.Contains(err.Error(), "no path inside the bundle") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	gz := v1alpha1.NewCompressedResource("zeros.bin", bytes.Repeat([]byte{0}, 64<<20))
+	if _, err := render.Render(render.Input{Name: "demo", Resources: []v1alpha1.BundleResource{gz}}); err == nil || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("gzip bomb: got %v", err)
+	}
+}
