@@ -5,40 +5,40 @@ import (
 	"time"
 )
 
-// Desired is everything one cluster is to run.
+// Desired is everything one cluster is to run. On the wire it is CBOR; the JSON names are for tools that show it.
 type Desired struct {
-	Workspace   string
-	Cluster     string
-	Serial      Serial
-	IssuedAt    time.Time // whole seconds
-	StaleAfter  time.Time // zero: never. Past it the agent says Stale and goes on
-	Deployments []Deployment
-	Remove      []Removal
+	Workspace   string       `json:"workspace"`
+	Cluster     string       `json:"cluster"`
+	Serial      Serial       `json:"serial"`
+	IssuedAt    time.Time    `json:"issuedAt"`            // whole seconds
+	StaleAfter  time.Time    `json:"staleAfter,omitzero"` // zero: never. Past it the agent says Stale and goes on
+	Deployments []Deployment `json:"deployments,omitempty"`
+	Remove      []Removal    `json:"remove,omitempty"`
 }
 
 // Deployment orders a bundle to be at a release.
 type Deployment struct {
-	Name     string
-	Serial   Serial
-	Digest   Digest
-	RawSize  int64
-	Size     int64  // bytes of all parts
-	Parts    int    // messages
-	Group    string // audience: the cluster group whose topic holds the parts, or AllGroup; empty: this cluster's own topic
-	Revision string // for people: where the bundle came from; at most MaxRevision bytes
-	Policy   Policy
+	Name     string `json:"name"`
+	Serial   Serial `json:"serial"`
+	Digest   Digest `json:"digest"`
+	RawSize  int64  `json:"rawSize"`
+	Size     int64  `json:"size"`               // bytes of all parts
+	Parts    int    `json:"parts"`              // messages
+	Group    string `json:"group,omitempty"`    // audience: the cluster group whose topic holds the parts, or AllGroup; empty: this cluster's own topic
+	Revision string `json:"revision,omitempty"` // for people: where the bundle came from; at most MaxRevision bytes
+	Policy   Policy `json:"policy,omitzero"`
 }
 
 // Policy is how a deployment is to be treated on the site. The zero value is the default.
 type Policy struct {
-	Namespace          string `cbor:"1,keyasint,omitempty"` // for namespaced objects without one; empty: "default"
-	ForceNamespace     bool   `cbor:"2,keyasint,omitempty"` // every object goes to Namespace; a cluster-scoped one is an error
-	NoCreateNamespace  bool   `cbor:"3,keyasint,omitempty"` // fail when Namespace is missing
-	CorrectDrift       bool   `cbor:"4,keyasint,omitempty"` // repair what was changed on the site, else report Modified
-	CorrectDriftForce  bool   `cbor:"5,keyasint,omitempty"` // recreate objects that cannot be changed in place
-	KeepResources      bool   `cbor:"6,keyasint,omitempty"` // removal leaves the objects where they are
-	Paused             bool   `cbor:"7,keyasint,omitempty"` // nothing is changed on the site
-	ReadyTimeoutSecond uint64 `cbor:"8,keyasint,omitempty"` // 0: the agent's default; at most 30 days
+	Namespace          string `cbor:"1,keyasint,omitempty" json:"namespace,omitempty"`          // for namespaced objects without one; empty: "default"
+	ForceNamespace     bool   `cbor:"2,keyasint,omitempty" json:"forceNamespace,omitempty"`     // every object goes to Namespace; a cluster-scoped one is an error
+	NoCreateNamespace  bool   `cbor:"3,keyasint,omitempty" json:"noCreateNamespace,omitempty"`  // fail when Namespace is missing
+	CorrectDrift       bool   `cbor:"4,keyasint,omitempty" json:"correctDrift,omitempty"`       // repair what was changed on the site, else report Modified
+	CorrectDriftForce  bool   `cbor:"5,keyasint,omitempty" json:"correctDriftForce,omitempty"`  // recreate objects that cannot be changed in place
+	KeepResources      bool   `cbor:"6,keyasint,omitempty" json:"keepResources,omitempty"`      // removal leaves the objects where they are
+	Paused             bool   `cbor:"7,keyasint,omitempty" json:"paused,omitempty"`             // nothing is changed on the site
+	ReadyTimeoutSecond uint64 `cbor:"8,keyasint,omitempty" json:"readyTimeoutSecond,omitempty"` // 0: the agent's default; at most 30 days
 }
 
 // AllGroup is the audience that holds every cluster of the workspace. Only this name and DNS labels can stand in
@@ -52,9 +52,9 @@ const maxReadyTimeout = 30 * 24 * 3600 // seconds
 
 // Removal orders a deployment to go away. It stays in the document until the agent reports that it is done.
 type Removal struct {
-	Name   string
-	Serial Serial
-	Keep   bool // leave the objects, forget the deployment
+	Name   string `json:"name"`
+	Serial Serial `json:"serial"`
+	Keep   bool   `json:"keep,omitempty"` // leave the objects, forget the deployment
 }
 
 type wireDeployment struct {

@@ -9,10 +9,10 @@ import (
 // TrustDoc lists the keys that may sign desired documents and bundles of a workspace. The root key signs it; the agent
 // learned the root key when it enrolled.
 type TrustDoc struct {
-	Workspace string
-	Serial    Serial
-	IssuedAt  time.Time
-	Keys      []ed25519.PublicKey
+	Workspace string              `json:"workspace"`
+	Serial    Serial              `json:"serial"`
+	IssuedAt  time.Time           `json:"issuedAt"`
+	Keys      []ed25519.PublicKey `json:"keys"`
 }
 
 type wireTrust struct {
