@@ -21,6 +21,7 @@ type Options struct {
 	Cluster    string        // name to enrol under: a DNS label
 	Kubernetes *rest.Config  // the site's own API server
 	Prefix     topics.Prefix // empty: topics.Default
+	Namespace  string        // the agent's own, inside the cluster; for the log
 	Version    string        // of this agent, as reported
 
 	KeepAlive     time.Duration // of the MQTT connection; 0: 60 s

@@ -68,6 +68,7 @@ type Applier struct {
 	meta     metadata.Interface
 	raw      rest.Interface
 	kinds    *kinds
+	http     *http.Client
 	requests requests
 	tracked  tracked
 
@@ -95,6 +96,7 @@ func New(cfg *rest.Config, log zerolog.Logger) (*Applier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API: %w", err)
 	}
+	a.http = h
 	if a.dyn, err = dynamic.NewForConfigAndClient(c, h); err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API: %w", err)
 	}
@@ -110,6 +112,9 @@ func New(cfg *rest.Config, log zerolog.Logger) (*Applier, error) {
 	a.tracked.init()
 	return a, nil
 }
+
+// Close drops idle connections. No verb may be running.
+func (a *Applier) Close() { a.http.CloseIdleConnections() }
 
 // client is where objects of o's kind and namespace are read and written.
 func (a *Applier) client(k kind, namespace string) dynamic.ResourceInterface {

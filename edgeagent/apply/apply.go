@@ -43,6 +43,7 @@ func (r Result) Err() error {
 func (a *Applier) Apply(ctx context.Context, d Deployment, previous []Ref) (Result, error) {
 	r := &release{a: a, d: d, kinds: a.pass(), scalers: autoscalers{a: a}}
 	r.res.Total = len(d.Objects)
+	a.tracked.begin(d.Name)
 	err := r.run(ctx, previous)
 	r.finish(previous)
 	if err != nil {
@@ -162,15 +163,16 @@ func (r *release) createNamespace(ctx context.Context, objects []*object) error 
 	defer cancel()
 	client := r.a.dyn.Resource(namespaces)
 	_, err := client.Get(rctx, ns, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
+	missing := apierrors.IsNotFound(err)
+	if missing {
 		u := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": ns}}}
 		_, err = client.Create(rctx, u, metav1.CreateOptions{FieldManager: FieldManager})
 	}
 	if o := r.a.outage(ctx, err); o != nil {
 		return fmt.Errorf("create namespace %q: %w", ns, o)
 	}
-	if err == nil || apierrors.IsAlreadyExists(err) {
-		return nil
+	if err == nil || apierrors.IsAlreadyExists(err) || !missing {
+		return nil // an agent that may not look: if the namespace is missing, each object says so
 	}
 	for _, o := range objects { // each would only say that the namespace is missing, not why
 		if o.fail == nil && o.ref.Namespace == ns {
@@ -200,6 +202,7 @@ func (r *release) apply(ctx context.Context, o *object) error {
 			return nil
 		}
 		o.fail = nil
+		r.a.log.Debug().Str("deployment", r.d.Name).Stringer("object", o.ref).Str("patch", patch(o.ref, changes)).Msg("object differs")
 	}
 	return r.write(ctx, o, want)
 }

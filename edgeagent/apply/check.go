@@ -28,6 +28,7 @@ type Status struct {
 // own: one list for each kind (a get, where there is one object of a kind) is all that a deployment at rest costs.
 func (a *Applier) Check(ctx context.Context, d Deployment) (Status, error) {
 	st := Status{Total: len(d.Objects)}
+	a.tracked.begin(d.Name)
 	p, scalers := a.pass(), autoscalers{a: a}
 	objects := make([]*object, 0, len(d.Objects))
 	for _, o := range d.Objects {

@@ -43,6 +43,9 @@ func diff(live, want map[string]any) []change {
 }
 
 func diffValue(path string, live, want any, out *[]change) {
+	if path == "metadata.labels" || path == "metadata.annotations" { // the first one of all is one change, not the map
+		live, want = orEmpty(live), orEmpty(want)
+	}
 	switch l := live.(type) {
 	case map[string]any:
 		if w, ok := want.(map[string]any); ok {
@@ -60,6 +63,13 @@ func diffValue(path string, live, want any, out *[]change) {
 	if !equal(live, want) {
 		*out = append(*out, change{path, live, want})
 	}
+}
+
+func orEmpty(v any) any {
+	if v == nil {
+		return map[string]any{}
+	}
+	return v
 }
 
 // diffList pairs elements by the field that names them, where they have one, so that an inserted element is one change.

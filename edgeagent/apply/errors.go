@@ -81,7 +81,12 @@ func finding(ref Ref, err error) Finding {
 		return invalid(ref, st)
 	case apierrors.IsConflict(err):
 		return Finding{ref, Conflict, "changed by somebody else at the same moment: " + msg}
-	case strings.Contains(msg, "field not declared in schema"), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
+	case says(msg, undecodable):
+		if _, tail, ok := strings.Cut(msg, "): "); ok { // what precedes repeats the object's name
+			msg = tail
+		}
+		return Finding{ref, Invalid, "invalid: " + msg}
+	case apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
 		return Finding{ref, Invalid, "invalid: " + redact(ref, msg)}
 	}
 	return Finding{ref, Unavailable, redact(ref, msg)}
@@ -92,6 +97,9 @@ var immutableSays = []string{
 	"field is immutable", "is immutable", "are immutable", "may not be changed", "cannot be changed", "may not change",
 	"updates to statefulset spec for fields other than", "pod updates may not change fields", "spec is immutable",
 }
+
+// undecodable answers come as plain 500s. They name fields and types, never values.
+var undecodable = []string{"field not declared in schema", "failed to create typed patch object", "unable to convert unstructured object", "cannot unmarshal"}
 
 func invalid(ref Ref, st metav1.Status) Finding {
 	var immutable, other []string

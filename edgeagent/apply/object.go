@@ -45,6 +45,11 @@ func decode(o bundlefmt.Object, deployment string) *object {
 			delete(m, k)
 		}
 	}
+	if builtIn(o.Group) {
+		dropNulls(w)
+	} else {
+		dropNulls(w["metadata"])
+	}
 	if isSecret(o.Ref) {
 		if err := mergeStringData(w); err != nil {
 			out.failed(Invalid, "%v", err)
@@ -61,6 +66,26 @@ func decode(o bundlefmt.Object, deployment string) *object {
 	labels[Label] = deployment
 	out.want.SetLabels(labels)
 	return out
+}
+
+// dropNulls takes out fields that say null, which charts write for "not set". Server-side apply takes null for a value: in
+// a key of a list (protocol of a port) it makes a second element beside the defaulted one. In custom resources null can
+// mean something of its own and stays.
+func dropNulls(v any) {
+	switch x := v.(type) {
+	case map[string]any:
+		for k, e := range x {
+			if e == nil {
+				delete(x, k)
+			} else {
+				dropNulls(e)
+			}
+		}
+	case []any:
+		for _, e := range x {
+			dropNulls(e)
+		}
+	}
 }
 
 // mergeStringData does what the API server does on create. Server-side apply would keep ownership of stringData only, so

@@ -115,11 +115,14 @@ func (r *removal) release(ctx context.Context, ref Ref, why *Finding) error {
 	if live == nil || err != nil {
 		return err
 	}
-	// With uid and resourceVersion it is refused on an object that changed hands meanwhile.
+	// The tests refuse it on an object that changed hands meanwhile; a resource version would also refuse it when only the
+	// status moved.
 	rctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	body := fmt.Appendf(nil, `{"metadata":{"uid":%q,"resourceVersion":%q,"labels":{%q:null}}}`, live.GetUID(), live.GetResourceVersion(), Label)
-	_, err = r.a.client(k, ref.Namespace).Patch(rctx, ref.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: FieldManager})
+	const path = "/metadata/labels/shoal.dev~1deployment"
+	body := fmt.Appendf(nil, `[{"op":"test","path":"/metadata/uid","value":%q},{"op":"test","path":%q,"value":%q},{"op":"remove","path":%q}]`,
+		live.GetUID(), path, r.d.deployment, path)
+	_, err = r.a.client(k, ref.Namespace).Patch(rctx, ref.Name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: FieldManager})
 	r.a.forget(ref)
 	switch gone, f, err := r.d.answer(ctx, ref, err); {
 	case err != nil:

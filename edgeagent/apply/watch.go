@@ -47,6 +47,15 @@ func (t *tracked) init() {
 	t.changed = make(chan struct{}, 1)
 }
 
+// begin makes news of a deployment count from now on, before its kinds are known.
+func (t *tracked) begin(deployment string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.byName[deployment]; !ok {
+		t.byName[deployment] = nil
+	}
+}
+
 // set says which kinds a deployment uses; none: it is gone.
 func (t *tracked) set(deployment string, gvrs []schema.GroupVersionResource) {
 	t.mu.Lock()

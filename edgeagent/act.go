@@ -1,0 +1,335 @@
+package edgeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/edgeagent/apply"
+	"shoal.dev/shoal/edgeagent/plan"
+	"shoal.dev/shoal/edgeagent/store"
+)
+
+// act does what takes long, in a goroutine of its own; what it returns is run by the loop and takes the outcome over.
+func (s *site) act(ctx context.Context, a plan.Action) func(now time.Time) {
+	switch a.Verb {
+	case plan.Remove:
+		return s.remove(ctx, a)
+	case plan.Check:
+		return s.check(ctx, a)
+	case plan.Apply, plan.Repair:
+		return s.apply(ctx, a)
+	}
+	return func(time.Time) {}
+}
+
+// bundle opens a bundle from disk. The outcome of an error is noted in such a way that the plan asks for the right thing next.
+func (s *site) bundle(a plan.Action) (*bundlefmt.Bundle, func(time.Time)) {
+	var keys store.Keys
+	if err := s.ask(func() error { keys = s.keys(); return nil }); err != nil {
+		return nil, func(time.Time) {}
+	}
+	b, err := s.store.Bundle(a.Release.Digest, keys)
+	switch {
+	case err == nil:
+		return b, nil
+	case errors.Is(err, store.ErrIncomplete), errors.Is(err, bundlefmt.ErrUntrusted):
+		return nil, func(time.Time) { s.onDisk[a.Release.Digest] = false }
+	}
+	return nil, func(now time.Time) { s.spoiled(a.Deployment, a.Release.Digest, err) }
+}
+
+// spoiled notes a bundle whose hashes hold and whose content is not acceptable.
+func (s *site) spoiled(name string, d bundlefmt.Digest, err error) {
+	s.bad[d] = fmt.Sprintf("bundle %s is not acceptable: %v", d.Short(), err)
+	s.log.Error().Err(err).Str("deployment", name).Stringer("digest", d).Msg("bundle refused")
+	s.a.metrics.refuse(err)
+}
+
+func deployment(a plan.Action, b *bundlefmt.Bundle) apply.Deployment {
+	return apply.Deployment{Name: a.Deployment, Serial: a.Release.Serial, Objects: b.Objects(), Policy: a.Release.Policy}
+}
+
+func (s *site) check(ctx context.Context, a plan.Action) func(time.Time) {
+	b, failed := s.bundle(a)
+	if failed != nil {
+		return failed
+	}
+	_ = s.ask(func() error { s.localFor(a.Deployment).Changed = time.Time{}; return nil })
+	st, err := s.a.applier.Check(ctx, deployment(a, b))
+	return func(now time.Time) {
+		if s.stopping(err) {
+			return
+		}
+		s.checked(a, st, err, now)
+	}
+}
+
+func (s *site) stopping(err error) bool { return err != nil && s.ctx.Err() != nil }
+
+func (s *site) checked(a plan.Action, st apply.Status, err error, now time.Time) {
+	l := s.localFor(a.Deployment)
+	if err != nil {
+		s.failed(a, plan.Check, "cannot look at the cluster: "+s.reason(err), now)
+		return
+	}
+	if l.Failed != nil && (l.Failed.Verb == plan.Check || l.Failed.Verb == plan.Repair && st.Modified.Count == 0) {
+		l.Failed = nil
+	}
+	h := &plan.Health{At: now, Modified: st.Modified.Count, NotReady: st.NotReady.Count, Message: describe(st)}
+	if h.NotReady > 0 {
+		h.Since = now
+		if l.Health != nil && l.Health.NotReady > 0 {
+			h.Since = l.Health.Since
+		}
+	}
+	if !sameStatus(l.status, &st) {
+		s.say.soon(now, s.o.Timing.Report)
+	}
+	l.Health, l.status, l.errors = h, &st, nil
+}
+
+func sameStatus(a, b *apply.Status) bool {
+	return a != nil && a.Total == b.Total && a.Ready == b.Ready && a.Modified.Count == b.Modified.Count && a.NotReady.Count == b.NotReady.Count &&
+		slices.Equal(a.Modified.First, b.Modified.First) && slices.Equal(a.NotReady.First, b.NotReady.First)
+}
+
+// describe says the worst in one line.
+func describe(st apply.Status) string {
+	pick := func(f apply.Findings, what string) string {
+		s := fmt.Sprintf("%d of %d objects %s: %s", f.Count, st.Total, what, f.First[0])
+		return s
+	}
+	switch {
+	case st.Modified.Count > 0:
+		return pick(st.Modified, "differ from what is ordered")
+	case st.NotReady.Count > 0:
+		return pick(st.NotReady, "are not ready")
+	case st.Unverified.Count > 0:
+		return pick(st.Unverified, "cannot be compared")
+	}
+	return ""
+}
+
+// reason is an error as it is reported.
+func (s *site) reason(err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf("it took longer than %s", s.o.Timing.ActionLimit)
+	}
+	return err.Error()
+}
+
+// failed notes a failure and when to try again.
+func (s *site) failed(a plan.Action, v plan.Verb, msg string, now time.Time) {
+	l := s.localFor(a.Deployment)
+	f := plan.Failure{Verb: v, Serial: a.Release.Serial, Digest: a.Release.Digest, Count: 1, Message: msg}
+	if o := l.Failed; o != nil && o.Verb == v && o.Serial == f.Serial && o.Digest == f.Digest {
+		f.Count = o.Count + 1
+	}
+	f.Until = now.Add(s.backoff(f.Count))
+	l.Failed = &f
+	ev := s.log.Warn()
+	if f.Count > 1 {
+		ev = s.log.Debug()
+	}
+	ev.Str("deployment", a.Deployment).Stringer("serial", a.Release.Serial).Str("action", string(v)).Str("why", msg).Int("count", f.Count).
+		Time("again", f.Until).Msg("action did not succeed")
+}
+
+// apply brings a release to the cluster, or brings it back (Repair).
+func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
+	b, failed := s.bundle(a)
+	if failed != nil {
+		return failed
+	}
+	d := deployment(a, b)
+	var before []bundlefmt.Ref
+	err := s.intend(ctx, a, d, &before)
+	if err != nil {
+		return func(now time.Time) {
+			if !s.stopping(err) {
+				s.applyFailed(a, s.reason(err), now)
+			}
+		}
+	}
+	res, err := s.a.applier.Apply(ctx, d, before)
+	if err == nil {
+		err = res.Err()
+	}
+	st, cerr := s.a.applier.Check(ctx, d)
+	return func(now time.Time) {
+		if s.stopping(err) || s.stopping(cerr) && err == nil {
+			return
+		}
+		s.applied(a, res, err, now)
+		l := s.localFor(a.Deployment)
+		if err == nil {
+			s.checked(a, st, cerr, now)
+		} else if cerr == nil {
+			l.status = &st
+			l.errors = res.Errors
+		}
+	}
+}
+
+// intend writes down everything that the apply may create, together with what is there already, before anything is
+// created: after a power cut in the middle all of it is still known, and pruned when it is not wanted.
+func (s *site) intend(ctx context.Context, a plan.Action, d apply.Deployment, before *[]bundlefmt.Ref) error {
+	var will []bundlefmt.Ref
+	if a.Verb == plan.Apply {
+		var err error
+		if will, err = s.a.applier.Inventory(ctx, d); err != nil {
+			return err
+		}
+	}
+	return s.ask(func() error {
+		s.localFor(a.Deployment).Changed = time.Time{}
+		r := s.records[a.Deployment]
+		r.Name = a.Deployment
+		if a.Verb == plan.Apply {
+			rel := store.Release(a.Release)
+			r.Applying, r.Removing = &rel, false
+			r.Refs = union(r.Refs, will)
+		}
+		*before = r.Refs
+		if err := s.put(r); err != nil {
+			return fmt.Errorf("nothing was changed on the cluster, because it could not be written down first: %w", err)
+		}
+		return nil
+	})
+}
+
+// union keeps the order of a and adds what only b has. The version of an object is no part of what it is; the newer is kept.
+func union(a, b []bundlefmt.Ref) []bundlefmt.Ref {
+	type id struct{ group, kind, namespace, name string }
+	of := func(r bundlefmt.Ref) id { return id{r.Group, r.Kind, r.Namespace, r.Name} }
+	at := make(map[id]int, len(a)+len(b))
+	out := make([]bundlefmt.Ref, 0, len(a)+len(b))
+	for _, r := range slices.Concat(a, b) {
+		if i, ok := at[of(r)]; ok {
+			out[i] = r
+			continue
+		}
+		at[of(r)] = len(out)
+		out = append(out, r)
+	}
+	return out
+}
+
+// applied takes the outcome of an apply or repair over.
+func (s *site) applied(a plan.Action, res apply.Result, err error, now time.Time) {
+	l := s.localFor(a.Deployment)
+	if a.Verb == plan.Repair {
+		l.Repairs = l.Repairs.Made(now)
+		s.a.metrics.repairs.Inc()
+	}
+	for _, f := range slices.Concat(res.Taken, res.Kept) {
+		s.log.Info().Str("deployment", a.Deployment).Stringer("object", f.Ref).Str("why", string(f.Reason)).Str("detail", f.Message).Msg("object needs attention")
+	}
+	if err == nil {
+		err = s.settle(a, res)
+	}
+	if err != nil {
+		s.applyFailed(a, s.reason(err), now)
+		return
+	}
+	s.a.metrics.applies.WithLabelValues("ok").Inc()
+	l.Failed = nil
+	s.log.Info().Str("deployment", a.Deployment).Stringer("serial", a.Release.Serial).Str("action", string(a.Verb)).
+		Int("objects", res.Total).Int("written", len(res.Written)).Int("pruned", len(res.Pruned)).Msg("applied")
+	if a.Verb == plan.Repair {
+		s.event(bundlefmt.Event{At: now, Deployment: a.Deployment, Serial: a.Release.Serial, State: bundlefmt.Modified,
+			Message: fmt.Sprintf("repaired %d objects that were changed on the site", len(res.Written))})
+	}
+	if slices.ContainsFunc(res.Written, func(r bundlefmt.Ref) bool { return r.Kind == "CustomResourceDefinition" }) {
+		s.facts.due = now // there are new API versions
+	}
+}
+
+// settle writes down that a release is applied in full.
+func (s *site) settle(a plan.Action, res apply.Result) error {
+	r := s.records[a.Deployment]
+	r.Name, r.Refs = a.Deployment, res.Inventory
+	if a.Verb == plan.Apply {
+		if r.Applied != nil && r.Applied.Digest != a.Release.Digest {
+			r.Previous = r.Applied
+		}
+		rel := store.Release(a.Release)
+		r.Applied, r.Applying = &rel, nil
+	}
+	if err := s.put(r); err != nil {
+		return fmt.Errorf("applied, but it could not be written down: %w", err)
+	}
+	return nil
+}
+
+func (s *site) applyFailed(a plan.Action, msg string, now time.Time) {
+	s.a.metrics.applies.WithLabelValues("error").Inc()
+	s.failed(a, a.Verb, msg, now)
+}
+
+// adopt notes an order that asks for no change on the cluster.
+func (s *site) adopt(a plan.Action, now time.Time) {
+	r := s.records[a.Deployment]
+	rel := store.Release(a.Release)
+	r.Applied = &rel
+	if err := s.put(r); err != nil {
+		s.log.Error().Err(err).Str("deployment", a.Deployment).Msg("keep release")
+		// In memory it counts: an unwritten serial costs no more than noting it again.
+		s.records[r.Name] = r
+		s.localFor(r.Name).follow(r)
+	}
+	s.say.soon(now, 0)
+}
+
+func (s *site) remove(ctx context.Context, a plan.Action) func(time.Time) {
+	var refs []bundlefmt.Ref
+	err := s.ask(func() error {
+		s.localFor(a.Deployment).Changed = time.Time{}
+		r := s.records[a.Deployment]
+		refs = r.Refs
+		r.Name, r.Removing = a.Deployment, true
+		return s.put(r)
+	})
+	var res apply.Removed
+	if err == nil {
+		res, err = s.a.applier.Remove(ctx, a.Deployment, refs, a.Keep)
+	}
+	return func(now time.Time) {
+		if s.stopping(err) {
+			return
+		}
+		s.removed(a, res, err, now)
+	}
+}
+
+func (s *site) removed(a plan.Action, res apply.Removed, err error, now time.Time) {
+	for _, f := range res.Kept {
+		s.log.Info().Str("deployment", a.Deployment).Stringer("object", f.Ref).Str("why", f.Message).Msg("object stays")
+	}
+	r := s.records[a.Deployment]
+	switch {
+	case err != nil:
+		s.failed(a, plan.Remove, "removal did not succeed: "+s.reason(err), now)
+		return
+	case len(res.Remaining) > 0:
+		r.Refs = res.Refs()
+		if perr := s.put(r); perr != nil {
+			s.log.Error().Err(perr).Msg("keep record")
+		}
+		s.failed(a, plan.Remove, fmt.Sprintf("%d objects are still to go: %s", len(res.Remaining), res.Remaining[0]), now)
+		return
+	}
+	if err := s.store.DeleteRecord(a.Deployment); err != nil {
+		s.failed(a, plan.Remove, "removed, but it could not be written down: "+err.Error(), now)
+		return
+	}
+	delete(s.records, a.Deployment)
+	delete(s.local, a.Deployment)
+	s.log.Info().Str("deployment", a.Deployment).Int("objects", len(res.Deleted)).Int("kept", len(res.Kept)).Msg("removed")
+	s.event(bundlefmt.Event{At: now, Deployment: a.Deployment, Message: "removed"})
+	s.say.soon(now, 0)
+}
