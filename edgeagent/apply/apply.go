@@ -198,13 +198,52 @@ func (r *release) apply(ctx context.Context, o *object) error {
 		if err != nil {
 			return err
 		}
-		if o.fail != nil && o.fail.Reason != noDryRun || o.fail == nil && len(changes) == 0 {
+		switch {
+		case o.fail == nil && len(changes) == 0:
+			return nil
+		case o.fail == nil, o.fail.Reason == noDryRun:
+		case o.fail.Reason == Immutable && r.d.Policy.CorrectDriftForce:
+			if done, err := r.makeRoom(ctx, o); !done || err != nil {
+				return err
+			}
+		default:
 			return nil
 		}
 		o.fail = nil
 		r.a.log.Debug().Str("deployment", r.d.Name).Stringer("object", o.ref).Str("patch", patch(o.ref, changes)).Msg("object differs")
 	}
 	return r.write(ctx, o, want)
+}
+
+// makeRoom deletes an object that cannot be changed in place, so that it can be created again: only where the policy allows
+// it, and never where more than the object would go. It waits until the object is gone; ctx bounds that.
+func (r *release) makeRoom(ctx context.Context, o *object) (done bool, err error) {
+	d := deletion{a: r.a, kinds: r.kinds, deployment: r.d.Name, foreground: true}
+	if owner(o.live) != r.d.Name {
+		return false, nil // not ours yet: adopting is one thing, deleting another
+	}
+	if _, f, err := d.delete(ctx, o.ref); f != nil && f.Reason != Terminating || err != nil {
+		if f != nil {
+			o.fail.Message += "; not recreated: " + f.Message
+		}
+		return false, err
+	}
+	for wait := pollMin; ; wait = min(2*wait, pollMax) {
+		_, live, f, err := d.find(ctx, o.ref)
+		switch {
+		case err != nil:
+			return false, err
+		case f != nil:
+			o.fail = f
+			return false, nil
+		case live == nil:
+			o.live = nil
+			return true, nil
+		}
+		if !pause(ctx, wait) {
+			return false, ctx.Err()
+		}
+	}
 }
 
 func (r *release) write(ctx context.Context, o *object, want *unstructured.Unstructured) error {

@@ -30,7 +30,7 @@ func (a *Applier) outage(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case !isStatus(err), apierrors.IsUnauthorized(err), apierrors.IsTooManyRequests(err):
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, bare(err))
 	case apierrors.IsServiceUnavailable(err), apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsInternalError(err),
 		apierrors.ReasonForError(err) == metav1.StatusReasonUnknown && httpCode(err) >= http.StatusInternalServerError:
 		if herr := a.healthy(ctx); herr != nil {

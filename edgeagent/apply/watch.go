@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/url"
 	"sync"
 	"time"
 
@@ -155,6 +156,7 @@ func (a *Applier) Watch(ctx context.Context, changed func(deployment string)) er
 		}
 	}
 	running := map[schema.GroupVersionResource]context.CancelFunc{}
+	var out outages
 	for {
 		want := a.tracked.kinds()
 		for gvr, stop := range running {
@@ -167,7 +169,7 @@ func (a *Applier) Watch(ctx context.Context, changed func(deployment string)) er
 			if running[gvr] == nil {
 				wctx, stop := context.WithCancel(ctx)
 				running[gvr] = stop
-				w := kindWatch{a: a, gvr: gvr, tell: tell}
+				w := kindWatch{a: a, gvr: gvr, tell: tell, outages: &out}
 				wg.Go(func() { defer stop(); w.run(wctx) })
 			}
 		}
@@ -208,17 +210,53 @@ func dispatch(ctx context.Context, news <-chan string, changed func(string)) {
 	}
 }
 
+// outages counts the kinds whose watch is down, so that an API server that goes away is one line in the log.
+type outages struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (o *outages) begin() (first bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.n++
+	return o.n == 1
+}
+
+func (o *outages) end() (last bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.n--
+	return o.n == 0
+}
+
+// bare is err without the URL, which is long and the same every time.
+func bare(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
 // kindWatch watches one kind until its context ends.
 type kindWatch struct {
 	a    *Applier
 	gvr  schema.GroupVersionResource
 	tell func(string)
 
+	outages *outages
+
 	at string // resource version to go on from; empty: from now, everything untold
 }
 
 func (w *kindWatch) run(ctx context.Context) {
 	wait, down := backoffMin, false
+	defer func() {
+		if down {
+			w.outages.end()
+		}
+	}()
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := w.once(ctx, func() {
@@ -227,8 +265,8 @@ func (w *kindWatch) run(ctx context.Context) {
 					w.tell(d)
 				}
 			}
-			if down {
-				w.a.log.Info().Str("resource", w.gvr.String()).Msg("watch is back")
+			if down && w.outages.end() {
+				w.a.log.Info().Msg("watching again")
 			}
 			down = false
 		})
@@ -238,8 +276,8 @@ func (w *kindWatch) run(ctx context.Context) {
 		case errors.Is(err, errExpired):
 			w.at = ""
 		case err != nil:
-			if !down {
-				w.a.log.Warn().Err(err).Str("resource", w.gvr.String()).Msg("watch is interrupted")
+			if !down && w.outages.begin() {
+				w.a.log.Warn().Err(bare(err)).Str("resource", w.gvr.Resource).Msg("watch is interrupted, trying again")
 			}
 			down = true
 		}

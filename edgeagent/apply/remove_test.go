@@ -1,0 +1,200 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"shoal.dev/shoal/internal/kubetest"
+)
+
+func TestPruneTakesOnlyWhatIsOurs(t *testing.T) {
+	s := newSite(t)
+	inv := s.apply(s.deployment("x", configMap("stay", "1")+"\n---\n"+configMap("go", "1")+"\n---\n"+configMap("given-away", "1")+"\n---\n"+configMap("gone", "1")), nil).Inventory
+	s.apply(s.deployment("other", configMap("others", "1")), nil)
+	s.create(configMaps, configMap("nobodys", "1"))
+	s.edit(configMaps, "given-away", `{"metadata":{"labels":{"shoal.dev/deployment":null}}}`)
+	s.delete(configMaps, "gone")
+	// The inventory is wrong on purpose: labels decide.
+	for _, name := range []string{"others", "nobodys"} {
+		inv = append(inv, Ref{Version: "v1", Kind: "ConfigMap", Namespace: s.ns, Name: name})
+	}
+	res := s.apply(s.deployment("x", configMap("stay", "1")), inv)
+	if len(res.Pruned) != 1 || res.Pruned[0].Name != "go" || len(res.Inventory) != 1 {
+		t.Errorf("pruned %v, inventory %v", res.Pruned, res.Inventory)
+	}
+	for name, want := range map[string]bool{"stay": true, "go": false, "given-away": true, "others": true, "nobodys": true} {
+		if got := s.get(configMaps, name) != nil; got != want {
+			t.Errorf("%s is there: %v, want %v", name, got, want)
+		}
+	}
+}
+
+// An empty previous prunes nothing, whatever carries our label: absence deletes nothing.
+func TestLostInventoryPrunesNothing(t *testing.T) {
+	s := newSite(t)
+	s.apply(s.deployment("x", configMap("a", "1")+"\n---\n"+configMap("b", "1")), nil)
+	if res := s.apply(s.deployment("x", configMap("a", "1")), nil); len(res.Pruned) != 0 || s.get(configMaps, "b") == nil {
+		t.Error("b was deleted although nobody named it")
+	}
+}
+
+func TestAnotherVersionOfTheSameObjectIsNotPruned(t *testing.T) {
+	s := newSite(t)
+	d := s.deployment("x", "apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata: {name: h}\nspec: {maxReplicas: 3, scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: w}}\n---\n"+
+		"apiVersion: events.k8s.io/v1\nkind: Event\nmetadata: {name: e}\neventTime: 2026-11-22T00:00:00.000000Z\nreportingController: a\nreportingInstance: a\naction: a\nreason: a\ntype: Normal\nregarding: {kind: Pod, name: p, namespace: NS}")
+	inv := s.apply(d, nil).Inventory
+	inv[0].Version = "v1"
+	inv[1].Group = "" // the core group serves the very same object
+	res := s.apply(d, inv)
+	if len(res.Pruned) != 0 || len(res.Written) != 0 {
+		t.Errorf("pruned %v, written %v", res.Pruned, res.Written)
+	}
+	if s.get(autoscalerResource, "h") == nil {
+		t.Error("the object was deleted under its other version")
+	}
+}
+
+func TestPruneKeepsWhatHasContent(t *testing.T) {
+	s := newSite(t)
+	crd := "widgets." + s.ns + ".example.com"
+	s.deleteCRD(crd)
+	const claim = "\n---\napiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: NAME}\nspec: {accessModes: [ReadWriteOnce], storageClassName: none, volumeName: VOLUME, resources: {requests: {storage: 1Gi}}}"
+	all := operator + strings.NewReplacer("NAME", "bound", "VOLUME", "pv").Replace(claim) + strings.NewReplacer("NAME", "unbound", "VOLUME", `""`).Replace(claim)
+	inv := s.apply(s.deployment("x", all), nil).Inventory
+	// The site has put things of its own into what the bundle brought.
+	s.create(s.widgets(), strings.ReplaceAll("apiVersion: NS.example.com/v1\nkind: Widget\nmetadata: {name: own}", "NS", s.ns))
+	sub := *s
+	sub.ns = s.ns + "-sub"
+	sub.create(configMaps, configMap("own", "1"))
+
+	last := s.deployment("x", configMap("stay", "1"))
+	res := s.apply(last, inv)
+	var kept []string
+	for _, f := range res.Kept {
+		if f.Reason != HasContent {
+			t.Errorf("got %+v", f)
+		}
+		kept = append(kept, f.String())
+	}
+	slices.Sort(kept)
+	if len(kept) != 3 || len(res.Inventory) != 4 {
+		t.Fatalf("kept %q, inventory %v", kept, res.Inventory)
+	}
+	contains(t, kept[0], "CustomResourceDefinition", `widgets "own" exists`)
+	contains(t, kept[1], "Namespace", `configmaps "own" is in it`)
+	contains(t, kept[2], "bound", `volume "pv"`)
+	if s.get(claims, "unbound") != nil || s.get(s.widgets(), "w") != nil || sub.get(configMaps, "inside") != nil {
+		t.Error("what was ours and empty is still there")
+	}
+	// Once the content is gone, the next apply takes them.
+	s.delete(s.widgets(), "own")
+	sub.delete(configMaps, "own")
+	s.apply(last, res.Inventory)
+	kubetest.Wait(t, "CRD and namespace to go", func(ctx context.Context) error {
+		for gvr, name := range map[string]string{"crd": crd, "ns": sub.ns} {
+			r := s.hand.Resource(namespaces)
+			if gvr == "crd" {
+				r = s.hand.Resource(crds)
+			}
+			if u, err := r.Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) && (err != nil || gvr == "crd") {
+				return fmt.Errorf("%s is still there: %v", name, u)
+			}
+		}
+		return nil
+	})
+}
+
+func (s *site) removeAll(name string, refs []Ref) Removed {
+	s.Helper()
+	var all Removed
+	kubetest.Wait(s, name+" to be removed", func(ctx context.Context) error {
+		r, err := s.a.Remove(ctx, name, refs, false)
+		if err != nil {
+			return err
+		}
+		all.Deleted = append(all.Deleted, r.Deleted...)
+		all.Kept = append(all.Kept, r.Kept...)
+		if refs = r.Refs(); len(refs) > 0 {
+			return fmt.Errorf("remaining: %v", r.Remaining)
+		}
+		return nil
+	})
+	return all
+}
+
+func TestRemoveLeavesOthersAndWaitsForPods(t *testing.T) {
+	s := newSite(t)
+	d := s.deployment("web", web)
+	inv := s.apply(d, nil).Inventory
+	s.ready(d)
+	other := s.deployment("other", strings.ReplaceAll(web, "web", "other"))
+	s.apply(other, nil)
+	used := s.a.Requests()
+	first, err := s.a.Remove(t.Context(), "web", inv, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("remove of %d objects: %+v", len(inv), s.a.Requests().Sub(used))
+	if len(first.Deleted) != len(inv) || first.Deleted[0].Kind != "Deployment" {
+		t.Errorf("deleted %v, want the reverse order", first.Deleted)
+	}
+	s.removeAll("web", first.Refs())
+	pods, err := s.hand.Resource(configMaps.GroupVersion().WithResource("pods")).Namespace(s.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "app=web"})
+	if err != nil || len(pods.Items) != 0 {
+		t.Errorf("removed, but %d Pods are there: %v", len(pods.Items), err)
+	}
+	s.clean(other)
+	s.removeAll("web", inv) // again: nothing to do
+}
+
+func TestRemoveGivesOperatorsTheirTime(t *testing.T) {
+	s := newSite(t)
+	crd := "widgets." + s.ns + ".example.com"
+	s.deleteCRD(crd)
+	d := s.deployment("op", operator)
+	inv := s.apply(d, nil).Inventory
+	s.edit(s.widgets(), "w", `{"metadata":{"finalizers":["example.com/operator"]}}`)
+	first, err := s.a.Remove(t.Context(), "op", inv, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(first.Remaining) != 4 || first.Remaining[0].Ref.Kind != "Widget" || len(first.Deleted) != 1 {
+		t.Fatalf("got %+v", first)
+	}
+	contains(t, first.Remaining[0].Message, "is being deleted", "example.com/operator")
+	contains(t, first.Remaining[1].Message, "waits until Widget")
+	s.edit(s.widgets(), "w", `{"metadata":{"finalizers":null}}`)
+	if got := s.removeAll("op", first.Refs()); len(got.Kept) != 0 {
+		t.Errorf("kept %v", got.Kept)
+	}
+}
+
+func TestRemoveKeepsResources(t *testing.T) {
+	s := newSite(t)
+	d := s.deployment("x", web)
+	inv := s.apply(d, nil).Inventory
+	res, err := s.a.Remove(t.Context(), "x", inv, true)
+	if err != nil || len(res.Remaining) != 0 || len(res.Deleted) != 0 || len(res.Kept) != len(inv) {
+		t.Fatalf("got %+v, %v", res, err)
+	}
+	u := s.get(deployments, "web")
+	if _, has := u.GetLabels()[Label]; has || value2(u, "spec", "replicas") != "2" {
+		t.Errorf("want everything but our label, got %v", u.Object)
+	}
+	// Another deployment may have it now.
+	s.apply(s.deployment("heir", web), nil)
+}
+
+func TestRemoveNeverGuessesANamespace(t *testing.T) {
+	s := newSite(t)
+	res, err := s.a.Remove(t.Context(), "x", []Ref{{Version: "v1", Kind: "ConfigMap", Name: "a"}}, false)
+	if err != nil || len(res.Remaining) != 1 {
+		t.Errorf("got %+v, %v", res, err)
+	}
+}
