@@ -56,10 +56,10 @@ type run struct {
 
 // ready is the line that shoal-kube prints when the cluster can be used.
 type ready struct {
-	Ready      bool
-	Kubeconfig string
-	PID        int
-	Children   map[string]int
+	Ready    bool
+	HostIP   string
+	PID      int
+	Children map[string]int
 }
 
 // Start starts a cluster and returns when its API answers, a node is Ready and
@@ -148,6 +148,18 @@ func (c *Cluster) Kubeconfig() string { return filepath.Join(c.o.Dir, "kubeconfi
 // Dir returns the directory of the cluster; the components' logs are in its
 // folder logs.
 func (c *Cluster) Dir() string { return c.o.Dir }
+
+// HostIP returns the address at which Pods of a real node reach servers of this
+// machine, if those listen there. It is empty with simulated nodes and while the
+// cluster is stopped.
+func (c *Cluster) HostIP() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.run == nil {
+		return ""
+	}
+	return c.run.ready.HostIP
+}
 
 // RESTConfig returns the administrator's access. It stays valid over Restart.
 func (c *Cluster) RESTConfig() (*rest.Config, error) {

@@ -121,7 +121,7 @@ func freePort(host string) (int, error) {
 // portBecomesFree waits a little: after a kill, the last run's API server may
 // still be going down.
 func portBecomesFree(host string, port int) bool {
-	for range 50 {
+	for range 20 {
 		if portFree(host, port) {
 			return true
 		}
