@@ -35,7 +35,7 @@ Examples:
 
   # A cluster with a simulated node: Pods become Ready without running.
   shoal-kube up --dir /tmp/edge1 --name edge1
-  kubectl --kubeconfig /tmp/edge1/kubeconfig get nodes
+  shoal-kube kubectl --kubeconfig /tmp/edge1/kubeconfig get nodes
 
   # Again, after Ctrl-C: same state, same kubeconfig.
   shoal-kube up --dir /tmp/edge1 --name edge1
@@ -62,6 +62,7 @@ func main() {
 	err := run(ctx, name, args, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	switch {
+	case errors.Is(err, flag.ErrHelp): // --help: it has been printed
 	case errors.Is(err, errUsage):
 		os.Exit(2)
 	case err != nil:
@@ -106,7 +107,9 @@ func flags(usage, about string, stderr io.Writer) *flag.FlagSet {
 func parse(f *flag.FlagSet, args []string) ([]string, error) {
 	var rest []string
 	for {
-		if err := f.Parse(args); err != nil {
+		if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		} else if err != nil {
 			return nil, errUsage
 		}
 		if f.NArg() == 0 {

@@ -217,7 +217,6 @@ func kubeletConfig(dir string, s state) map[string]any {
 		"failCgroupV1":                  false,
 		"failSwapOn":                    false,
 		"cgroupDriver":                  "cgroupfs",
-		"cgroupRoot":                    "/" + s.cgroup(),
 		"cgroupsPerQOS":                 false,
 		"enforceNodeAllocatable":        []string{},
 		"oomScoreAdj":                   0,

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -28,16 +29,27 @@ func Preflight() error {
 	} else if err := tryNamespaces(); err != nil {
 		missing("needs a root that may make PID and mount namespaces (a container must be privileged): %v", err)
 	}
+	var programs, packages []string
+	need := func(found error, program, pkg string) {
+		if found == nil {
+			return
+		}
+		programs = append(programs, program)
+		if !slices.Contains(packages, pkg) {
+			packages = append(packages, pkg)
+		}
+	}
 	for _, p := range []struct{ program, pkg string }{
 		{"containerd", "containerd"}, {"containerd-shim-runc-v2", "containerd"}, {"ctr", "containerd"},
 		{"runc", "runc"}, {"ip", "iproute2"},
 	} {
-		if _, err := exec.LookPath(p.program); err != nil {
-			missing("%s not found: apt-get install %s", p.program, p.pkg)
-		}
+		_, err := exec.LookPath(p.program)
+		need(err, p.program, p.pkg)
 	}
-	if _, err := cniDir(); err != nil {
-		missing("%v", err)
+	_, err := cniDir()
+	need(err, "the CNI plugins", "containernetworking-plugins")
+	if len(programs) > 0 {
+		missing("%s not found: apt-get install %s", strings.Join(programs, ", "), strings.Join(packages, " "))
 	}
 	if len(e.What) > 0 {
 		return &e

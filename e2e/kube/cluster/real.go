@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,9 +29,6 @@ const nodeNamespaces = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS
 
 // bridge names the network interface that the cluster's Pods hang on.
 func (s state) bridge() string { return "shoal" + strconv.Itoa(s.Net) }
-
-// cgroup names the control group above the cluster's containers.
-func (s state) cgroup() string { return "shoal-kube-" + strconv.Itoa(s.Net) }
 
 // network makes the bridge before anything needs it, and the address under
 // which Pods know the API server. There is no kube-proxy: the ClusterIP of the
@@ -95,7 +93,8 @@ func (c *run) startRealNode() error {
 	if err := c.sandboxImage(); err != nil {
 		return err
 	}
-	c.cleanups = append(c.cleanups, func() { removeCgroups(c.s.cgroup()) })
+	removeCgroups(c.o.Dir) // of a run that was killed
+	c.cleanups = append(c.cleanups, func() { removeCgroups(c.o.Dir) })
 	return c.startChild(spec{
 		name: "node",
 		args: []string{"node", "--dir", c.o.Dir},
@@ -125,21 +124,31 @@ func (c *run) sandboxImage() error {
 	return writeFile(c.path("node/pause.tar"), archive)
 }
 
-// removeCgroups removes the empty groups that killed containers leave behind, in
-// every hierarchy of version 1 or in the one of version 2.
-func removeCgroups(name string) {
-	roots, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
-	for _, root := range append(roots, "/sys/fs/cgroup/"+name) {
-		var dirs []string
-		filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		for i := len(dirs) - 1; i >= 0; i-- {
-			syscall.Rmdir(dirs[i])
+// removeCgroups removes the empty control groups that killed containers leave
+// behind. containerd names them after its containers: k8s.io/ID, in version 2's
+// hierarchy or in each of version 1.
+func removeCgroups(dir string) {
+	ids, _ := filepath.Glob(filepath.Join(dir, "node/containerd/io.containerd.grpc.v1.cri/*/*"))
+	parents, _ := filepath.Glob("/sys/fs/cgroup/*/k8s.io")
+	for _, parent := range append(parents, "/sys/fs/cgroup/k8s.io") {
+		for _, id := range ids {
+			removeEmptyDirs(filepath.Join(parent, filepath.Base(id)))
 		}
+		syscall.Rmdir(parent) // refused while it is another cluster's, too
+	}
+}
+
+// removeEmptyDirs removes a tree of control groups: their files do not count.
+func removeEmptyDirs(root string) {
+	var dirs []string
+	filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil
+	})
+	for _, dir := range slices.Backward(dirs) {
+		syscall.Rmdir(dir)
 	}
 }
 

@@ -1,5 +1,5 @@
 // Package component holds the programs that shoal-kube can be: the unmodified
-// Kubernetes components, kine and kwok. Each runs in a process of its own,
+// Kubernetes components, kine, kwok and, for people, kubectl. Each runs in a process of its own,
 // because every one of them registers flags, metrics and signal handlers in
 // package variables.
 //
@@ -17,6 +17,7 @@ import (
 	kineapp "github.com/k3s-io/kine/pkg/app"
 	"github.com/spf13/pflag"
 	"k8s.io/component-base/cli"
+	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
@@ -35,6 +36,7 @@ var Names = []string{
 	"kube-scheduler",
 	"kubelet",
 	"kwok",
+	"kubectl",
 }
 
 // Run becomes the named component and returns its exit code. It sets os.Args,
@@ -55,6 +57,8 @@ func Run(name string, args []string) (code int, ok bool) {
 		return cli.Run(kubelet.NewKubeletCommand(context.Background())), true
 	case "kwok":
 		return runKwok(), true
+	case "kubectl":
+		return cli.Run(kubectl.NewDefaultKubectlCommand()), true
 	}
 	return 0, false
 }
