@@ -53,3 +53,10 @@ func (b *Broker) close() error {
 	b.log.Info().Msg("broker stopped")
 	return err
 }
+
+// Connections is the number of authenticated connections.
+func (b *Broker) Connections() int {
+	b.sessionMu.Lock()
+	defer b.sessionMu.Unlock()
+	return len(b.sessions)
+}

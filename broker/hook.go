@@ -20,12 +20,6 @@ type hook struct {
 	b *Broker
 }
 
-type grant struct {
-	filter string
-	opt    subscription
-	replay retainHandling
-}
-
 func (h *hook) ID() string { return "shoal" }
 
 func (h *hook) Provides(b byte) bool {
@@ -268,7 +262,6 @@ func (h *hook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, e
 // invalid (B9, shared subscriptions included: B11) becomes one that mochi refuses as well.
 func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
 	s := sessionOf(cl)
-	s.granted = s.granted[:0]
 	pk.Properties.User = nil // mochi would echo them
 	pk.Filters = slices.Clone(pk.Filters)
 	for i := range pk.Filters {
@@ -286,32 +279,28 @@ func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
 	return pk
 }
 
-// OnSubscribed learns what was granted; nothing is sent before the SUBACK, which follows.
+// OnSubscribed makes the granted subscriptions effective. That is before the SUBACK is out, or a message published by
+// someone who saw the SUBACK could be missed; what is delivered meanwhile waits for it.
 func (h *hook) OnSubscribed(cl *mochi.Client, pk packets.Packet, codes []byte) {
 	s := sessionOf(cl)
+	s.hold(true)
 	for i, f := range pk.Filters {
-		if i < len(codes) && codes[i] < packets.ErrUnspecifiedError.Code {
-			s.granted = append(s.granted, grant{
-				filter: f.Filter,
-				opt:    subscription{noLocal: f.NoLocal, retainAsPublished: f.RetainAsPublished},
-				replay: retainHandling(f.RetainHandling),
-			})
+		if i >= len(codes) || codes[i] >= packets.ErrUnspecifiedError.Code {
+			continue
 		}
+		s.filters[f.Filter] = struct{}{}
+		opt := subscription{noLocal: f.NoLocal, retainAsPublished: f.RetainAsPublished}
+		h.b.subscribe(s, f.Filter, opt, retainHandling(f.RetainHandling), func(m *message) {
+			s.put(outgoing{m: m, retained: true, replay: true})
+		})
 	}
 }
 
-// OnPacketProcessed starts the subscriptions whose SUBACK is out. The replay waits in the session's queue and goes as fast as
-// the client reads: nothing of it is dropped.
-func (h *hook) OnPacketProcessed(cl *mochi.Client, pk packets.Packet, err error) {
-	s := sessionOf(cl)
-	if pk.FixedHeader.Type != packets.Subscribe || s == nil || err != nil {
-		return
+// OnPacketProcessed follows the SUBACK. The replay goes as fast as the client reads; nothing of it is dropped.
+func (h *hook) OnPacketProcessed(cl *mochi.Client, pk packets.Packet, _ error) {
+	if pk.FixedHeader.Type == packets.Subscribe {
+		sessionOf(cl).hold(false)
 	}
-	for _, g := range s.granted {
-		s.filters[g.filter] = struct{}{}
-		h.b.subscribe(s, g.filter, g.opt, g.replay, func(m *message) { s.put(outgoing{m: m, retained: true, replay: true}) })
-	}
-	s.granted = s.granted[:0]
 }
 
 func (h *hook) OnUnsubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {

@@ -33,7 +33,6 @@ type session struct {
 	// Used by the connection's own goroutine only.
 	graceful bool                // the client said goodbye: no Will
 	filters  map[string]struct{} // subscribed to
-	granted  []grant             // of the SUBSCRIBE being processed
 	refusals int
 
 	mu       sync.Mutex
@@ -42,6 +41,7 @@ type session struct {
 	base     int            // how many left the queue since pending was built
 	bytes    int            // of live messages in queue
 	draining bool
+	held     bool // a SUBACK is to go out first
 	closed   bool
 }
 
@@ -90,11 +90,25 @@ func (s *session) put(o outgoing) {
 	if s.pending != nil && o.m.retain {
 		s.pending[o.m.topic] = s.base + len(s.queue) - 1
 	}
-	if !s.draining {
-		s.draining = true
-		s.b.work.Add(1)
-		go s.drain()
+	s.startDrain()
+}
+
+// startDrain is called with s.mu held.
+func (s *session) startDrain() {
+	if s.draining || s.held || s.closed || len(s.queue) == 0 {
+		return
 	}
+	s.draining = true
+	s.b.work.Add(1)
+	go s.drain()
+}
+
+// hold keeps a silent queue silent. One that is being written is not stopped: MQTT lets messages overtake a SUBACK.
+func (s *session) hold(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = on
+	s.startDrain()
 }
 
 // replace puts a newer state in the place of the one that waits, if the queue is long; s.mu is held.

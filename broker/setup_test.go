@@ -8,7 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
+
 	"fmt"
 	"math/big"
 	"net"
@@ -109,6 +109,7 @@ func users() *mqtttest.Auth {
 		"b":    {Password: "secret", Allow: []string{"suite/#"}},
 		"root": {Password: "secret", Allow: []string{"#"}},
 		"none": {Password: "secret"},
+		"user": {Password: "secret", Allow: []string{"suite/#"}},
 	}}
 }
 
@@ -242,7 +243,5 @@ func TestCarrierOverTLS(t *testing.T) {
 	}
 	mqtttest.TestCarrier(t, func(t *testing.T) mqtttest.Fixture { return fixture(t, filepath.Join(t.TempDir(), "retained")) })
 }
-
-var errTest = errors.New("test")
 
 func childBroker() { fmt.Println("not yet") }
