@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -415,6 +416,15 @@ type lie struct {
 	digest   Digest
 }
 
+// squeeze is shared: an encoder is expensive to make.
+var squeeze = sync.OnceValue(func() *zstd.Encoder {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(128<<10))
+	if err != nil {
+		panic(err)
+	}
+	return z
+})
+
 func object(kind, name string) Object {
 	o, err := NewObject(fmt.Appendf(nil, `{"apiVersion":"v1","kind":%q,"metadata":{"name":%q,"namespace":"web"},"data":{"greeting":"hello"}}`, kind, name))
 	if err != nil {
@@ -455,11 +465,7 @@ func (x lie) build() (parts [][]byte, digest Digest) {
 	if x.raw != nil {
 		raw = x.raw(raw)
 	}
-	z, err := zstd.NewWriter(nil)
-	if err != nil {
-		panic(err)
-	}
-	body := z.EncodeAll(raw, nil)
+	body := squeeze().EncodeAll(raw, nil)
 	if x.body != nil {
 		body = x.body(body)
 	}
