@@ -123,17 +123,20 @@ func TestKey(t *testing.T) {
 	base := web(v1alpha1.Values{"replicas": int64(2)})
 	key := base.Key()
 	for name, change := range map[string]func(*render.Input){
-		"name":            func(i *render.Input) { i.Name = "other" },
-		"value":           func(i *render.Input) { i.Options.Helm.Values["replicas"] = int64(3) },
-		"namespace":       func(i *render.Input) { i.Options.Namespace = "x" },
-		"default ns":      func(i *render.Input) { i.Options.DefaultNamespace = "x" },
-		"file":            func(i *render.Input) { i.Resources[0].Content += "#" },
-		"file name":       func(i *render.Input) { i.Resources[0].Name += "x" },
-		"kube version":    func(i *render.Input) { i.KubeVersion = "v1.30.0" },
-		"api versions":    func(i *render.Input) { i.APIVersions = []string{"v1"} },
-		"overlays":        func(i *render.Input) { i.Options.YAML = &v1alpha1.YAMLOptions{Overlays: []string{"a"}} },
-		"one file less":   func(i *render.Input) { i.Resources = i.Resources[1:] },
-		"moved text":      func(i *render.Input) { i.Resources[0].Name += "\n"; i.Resources[0].Content = i.Resources[0].Content[1:] },
+		"name":          func(i *render.Input) { i.Name = "other" },
+		"value":         func(i *render.Input) { i.Options.Helm.Values["replicas"] = int64(3) },
+		"namespace":     func(i *render.Input) { i.Options.Namespace = "x" },
+		"default ns":    func(i *render.Input) { i.Options.DefaultNamespace = "x" },
+		"file":          func(i *render.Input) { i.Resources[0].Content += "#" },
+		"file name":     func(i *render.Input) { i.Resources[0].Name += "x" },
+		"kube version":  func(i *render.Input) { i.KubeVersion = "v1.30.0" },
+		"api versions":  func(i *render.Input) { i.APIVersions = []string{"v1"} },
+		"overlays":      func(i *render.Input) { i.Options.YAML = &v1alpha1.YAMLOptions{Overlays: []string{"a"}} },
+		"one file less": func(i *render.Input) { i.Resources = i.Resources[1:] },
+		"moved text": func(i *render.Input) {
+			i.Resources[0].Name += "\n"
+			i.Resources[0].Content = i.Resources[0].Content[1:]
+		},
 		"kustomize dir":   func(i *render.Input) { i.Options.Kustomize = &v1alpha1.KustomizeOptions{Dir: "x"} },
 		"release name":    func(i *render.Input) { i.Options.Helm.ReleaseName = "x" },
 		"resources alone": func(i *render.Input) { i.ResourcesKey = [32]byte{1} },

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// kubernetesFlags say which Kubernetes holds the hub's API, as with kubectl.
+type kubernetesFlags struct {
+	kubeconfig, context, namespace string
+
+	getenv   func(string) string
+	warnings io.Writer
+}
+
+func (k *kubernetesFlags) register(root *cobra.Command) {
+	f := root.PersistentFlags()
+	f.StringVar(&k.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster that holds the hub's API (default: $KUBECONFIG, ~/.kube/config, or in a pod its own cluster)")
+	f.StringVar(&k.context, "context", "", "context of the kubeconfig (default: its current one)")
+	f.StringVarP(&k.namespace, "namespace", "n", "", "workspace: namespace of bundles and clusters (default: that of the kubeconfig's context)")
+	_ = root.MarkPersistentFlagFilename("kubeconfig")
+}
+
+func (k *kubernetesFlags) config() clientcmd.ClientConfig {
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: k.kubeconfig, DefaultClientConfig: &clientcmd.DefaultClientConfig}
+	if list := k.getenv("KUBECONFIG"); list != "" {
+		rules.Precedence = filepath.SplitList(list)
+	} else if home := k.getenv("HOME"); home != "" {
+		rules.Precedence = []string{filepath.Join(home, ".kube", "config")}
+	}
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: k.context})
+}
+
+// RESTConfig is how to reach the API server. Its warnings go to standard error.
+func (k *kubernetesFlags) RESTConfig() (*rest.Config, error) {
+	cfg, err := k.config().ClientConfig()
+	switch {
+	case clientcmd.IsEmptyConfig(err):
+		return nil, fmt.Errorf("no Kubernetes to talk to: set --kubeconfig or KUBECONFIG")
+	case err != nil:
+		return nil, fmt.Errorf("read kubeconfig: %w", err)
+	}
+	cfg.UserAgent = "shoal/" + versionString()
+	cfg.QPS, cfg.Burst = 50, 100
+	cfg.WarningHandler = rest.NewWarningWriter(k.warnings, rest.WarningWriterOptions{Deduplicate: true})
+	return cfg, nil
+}
+
+// Namespace is the workspace that a command works in.
+func (k *kubernetesFlags) Namespace() (string, error) {
+	if k.namespace != "" {
+		return k.namespace, nil
+	}
+	ns, _, err := k.config().Namespace()
+	if err != nil {
+		return "", fmt.Errorf("read kubeconfig: %w", err)
+	}
+	return ns, nil
+}
