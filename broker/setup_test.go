@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -8,8 +9,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 
-	"fmt"
 	"math/big"
 	"net"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
@@ -244,4 +246,19 @@ func TestCarrierOverTLS(t *testing.T) {
 	mqtttest.TestCarrier(t, func(t *testing.T) mqtttest.Fixture { return fixture(t, filepath.Join(t.TempDir(), "retained")) })
 }
 
-func childBroker() { fmt.Println("not yet") }
+func (ca *authority) pem() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw})
+}
+
+// tlsClient connects with TLS and leaves the connection idle.
+func tlsClient(t testing.TB, b *broker.Broker, id string) {
+	t.Helper()
+	c, err := tls.Dial("tcp", b.Addr().String(), clientTLS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	r := &raw{c, bufio.NewReaderSize(c, 16), t}
+	r.send(connectPacket(id, func(p *packets.Connect) { p.Username = "user" }))
+	r.next()
+}

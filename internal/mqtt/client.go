@@ -193,7 +193,7 @@ func (c *Client) Publish(ctx context.Context, m Message) error {
 
 // send honours ctx even while paho is stuck in a write to a dead link, which ends with the link's own deadline.
 func (c *Client) send(ctx context.Context, p *paho.Client, m Message) error {
-	res, err := await(ctx, c, func(ctx context.Context) (*paho.PublishResponse, error) {
+	res, err := await(ctx, c, p, func(ctx context.Context) (*paho.PublishResponse, error) {
 		return p.Publish(ctx, toPublish(m))
 	})
 	if res != nil && res.ReasonCode >= 0x80 {
@@ -224,32 +224,44 @@ func lost(p *paho.Client, err error) error {
 	return explain(err)
 }
 
-func await[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
+// await runs one exchange with the broker and ends when it, ctx or the connection ends. paho itself forgets what is in flight when
+// a connection without a session breaks, and lets its callers wait for their timeout.
+func await[T any](ctx context.Context, c *Client, p *paho.Client, f func(context.Context) (T, error)) (T, error) {
 	type result struct {
 		v   T
 		err error
 	}
+	var zero T
 	ch := make(chan result, 1)
 	c.mu.Lock()
 	if !c.started {
 		c.mu.Unlock()
-		var zero T
 		return zero, ErrOffline
 	}
 	c.work.Add(1)
 	c.mu.Unlock()
+	fctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	go func() {
 		defer c.work.Done()
-		v, err := f(ctx)
+		v, err := f(fctx)
 		ch <- result{v, err}
 	}()
 	select {
 	case r := <-ch:
 		return r.v, r.err
 	case <-ctx.Done():
-		var zero T
 		return zero, ctx.Err()
+	case <-p.Done():
 	}
+	select { // the answer may have come with the end
+	case r := <-ch:
+		if r.err == nil {
+			return r.v, nil
+		}
+	default:
+	}
+	return zero, ErrLost
 }
 
 // Enqueue hands over the newest value of m.Topic and returns at once. It is published as soon as a link is there; a newer

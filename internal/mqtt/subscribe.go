@@ -156,7 +156,7 @@ func (c *Client) subscribe(ctx context.Context, p *paho.Client, filters []string
 		for _, f := range chunk {
 			req.Subscriptions = append(req.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1})
 		}
-		ack, err := await(ctx, c, func(ctx context.Context) (*paho.Suback, error) { return p.Subscribe(ctx, req) })
+		ack, err := await(ctx, c, p, func(ctx context.Context) (*paho.Suback, error) { return p.Subscribe(ctx, req) })
 		if ack == nil || len(ack.Reasons) != len(chunk) {
 			if err == nil {
 				err = ErrNotMQTT
@@ -237,7 +237,7 @@ func (c *Client) unsubscribe(s *subscription) {
 	ctx, cancel := context.WithTimeout(context.Background(), min(c.o.PacketTimeout, 10*time.Second))
 	defer cancel()
 	for chunk := range slices.Chunk(gone, perSubscribe) {
-		if _, err := await(ctx, c, func(ctx context.Context) (*paho.Unsuback, error) {
+		if _, err := await(ctx, c, up, func(ctx context.Context) (*paho.Unsuback, error) {
 			return up.Unsubscribe(ctx, &paho.Unsubscribe{Topics: chunk})
 		}); err != nil {
 			c.log.Debug().Err(err).Msg("unsubscribe")
