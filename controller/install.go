@@ -56,13 +56,13 @@ func established(ctx context.Context, c client.Client, name string) error {
 		if err := c.Get(ctx, client.ObjectKey{Name: name}, &u); err != nil {
 			return false, err
 		}
-		conditions, _, err := unstructured.NestedSlice(u.Object, "status", "conditions")
+		conditions, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions") // null at first
 		for _, x := range conditions {
 			if m, ok := x.(map[string]any); ok && m["type"] == "Established" && m["status"] == "True" {
 				return true, nil
 			}
 		}
-		return false, err
+		return false, nil
 	})
 	if err != nil {
 		return fmt.Errorf("wait for %s to be served: %w", name, err)
