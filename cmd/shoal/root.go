@@ -24,6 +24,7 @@ func commands(a *app) []*cobra.Command {
 		applyCommand(a),
 		controllerCommand(a),
 		renderCommand(a),
+		topicsCommand(a),
 		versionCommand(a),
 	}
 }
@@ -66,7 +67,6 @@ This program is the hub (shoal controller) and the tool to work with it.`,
   kubectl get bundles,clusters,clustergroups`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)

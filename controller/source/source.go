@@ -210,7 +210,7 @@ func encode(files map[string][]byte, used map[string]bool) ([]v1alpha1.BundleRes
 		names = append(names, n)
 		text += len(data)
 	}
-	if len(names) == 0 {
+	if !slices.ContainsFunc(names, deployable) {
 		return nil, fmt.Errorf("%w: the directory holds no chart, no kustomization and no YAML file", ErrEmpty)
 	}
 	slices.Sort(names)
@@ -232,6 +232,12 @@ func encode(files map[string][]byte, used map[string]bool) ([]v1alpha1.BundleRes
 			size, MaxEncoded, big.Name, len(big.Content))
 	}
 	return out, nil
+}
+
+// deployable is what a bundle has at least one of; anything else only accompanies it.
+func deployable(name string) bool {
+	ext := path.Ext(name)
+	return ext == ".yaml" || ext == ".yml" || ext == ".json" || path.Base(name) == "Kustomization"
 }
 
 // options parses fleet.yaml, or returns the defaults if there is none.

@@ -181,11 +181,12 @@ func TestSizes(t *testing.T) {
 	t.Run("binary", func(t *testing.T) {
 		dir := t.TempDir()
 		write(t, dir, "logo.png", []byte{0x89, 'P', 'N', 'G', 0, 1, 2})
+		write(t, dir, "a.yaml", []byte(configMap))
 		b, err := source.Dir("web", dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if data, err := b.Spec.Resources[0].Decode(100); err != nil || len(data) != 7 {
+		if data, err := b.Spec.Resources[1].Decode(100); err != nil || len(data) != 7 {
 			t.Errorf("got %q, %v", data, err)
 		}
 	})
