@@ -296,7 +296,7 @@ func TestCost(t *testing.T) {
 	s := newSite(t)
 	var docs []string
 	for i := range 20 {
-		docs = append(docs, strings.NewReplacer("name: web}", fmt.Sprintf("name: web%d}", i), "replicas: 2", "replicas: 0").Replace(strings.TrimSpace(web)))
+		docs = append(docs, strings.NewReplacer("{name: web}", fmt.Sprintf("{name: web%d}", i), "{name: web,", fmt.Sprintf("{name: web%d,", i), "replicas: 2", "replicas: 0").Replace(strings.TrimSpace(web)))
 	}
 	d := s.deployment("big", strings.Join(docs, "\n---\n"))
 	measure := func(what string, f func()) Requests {

@@ -107,10 +107,9 @@ func (d *deletion) find(ctx context.Context, ref Ref) (kind, *unstructured.Unstr
 	return k, live, nil, nil
 }
 
-// hasDependents: only for these is it worth waiting, and only the garbage collector ends a foreground deletion.
-func hasDependents(r Ref) bool {
-	return r.Group == "apps" || r.Group == "batch" || removalStage(r) == removeCustom
-}
+// hasDependents: workloads wait for their Pods. Everything else would only wait for the garbage collector, which takes half
+// a minute to learn of a new custom kind; a custom resource that matters has a finalizer anyway.
+func hasDependents(r Ref) bool { return r.Group == "apps" || r.Group == "batch" }
 
 // answer reads the API server's answer to a get or a delete. All zero: go on.
 func (d *deletion) answer(ctx context.Context, ref Ref, err error) (gone bool, f *Finding, out error) {

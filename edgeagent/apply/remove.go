@@ -26,8 +26,8 @@ func (r Removed) Refs() []Ref {
 
 // Remove deletes the objects of a deployment, in reverse order and in stages: custom resources, then everything ordinary,
 // then CRDs, then namespaces. A stage is begun when nothing of the one before remains, so Remove is called again (after a
-// change that Watch told of, or with back-off) until Remaining is empty. Propagation is foreground: a Deployment remains
-// until its Pods are gone, so "removed" is true when it is said.
+// change that Watch told of, or with back-off) until Remaining is empty. Workloads are deleted in the foreground: a
+// Deployment remains until its Pods are gone, so "removed" is true when it is said. Everything else goes at once.
 //
 // Only objects that carry the deployment's label are touched. Claims with a volume, CRDs with objects and namespaces with
 // foreign content are never deleted here: they lose the label and are Kept. With keep that goes for every object.

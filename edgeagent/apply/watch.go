@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -84,28 +85,40 @@ func (t *tracked) saw(gvr schema.GroupVersionResource, m metav1.Object) {
 	t.seen[objectKey{gvr, m.GetNamespace(), m.GetName()}] = sighting{m.GetResourceVersion(), m.GetUID(), m.GetLabels()[Label]}
 }
 
-// news is the deployments that an event tells something about.
-func (t *tracked) news(gvr schema.GroupVersionResource, e watch.EventType, m metav1.Object) []string {
+// item is one event that is news for a deployment unless the caller turns out to know it.
+type item struct {
+	deployment string
+	key        objectKey
+	sighting   sighting
+}
+
+// news is what an event may tell, and to whom.
+func (t *tracked) news(gvr schema.GroupVersionResource, e watch.EventType, m metav1.Object) []item {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key := objectKey{gvr, m.GetNamespace(), m.GetName()}
 	now := sighting{m.GetResourceVersion(), m.GetUID(), m.GetLabels()[Label]}
 	before, known := t.seen[key]
-	if known && before == now && e != watch.Deleted {
-		return nil
-	}
-	var out []string
-	if _, ours := t.byName[now.deployment]; ours {
-		out = append(out, now.deployment)
-		t.seen[key] = now
-	}
 	if e == watch.Deleted {
 		delete(t.seen, key)
 	}
+	var out []item
+	if _, ours := t.byName[now.deployment]; ours {
+		out = append(out, item{now.deployment, key, now})
+	}
 	if _, ours := t.byName[before.deployment]; known && ours && before.deployment != now.deployment {
-		out = append(out, before.deployment)
+		out = append(out, item{before.deployment, key, now})
 	}
 	return out
+}
+
+// knows reports whether the caller has seen or written just that. It is asked when an event is about to be told, not when
+// it comes: the event of a write can overtake the answer to the writer.
+func (t *tracked) knows(i item) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s, ok := t.seen[i.key]
+	return ok && s == i.sighting
 }
 
 func (t *tracked) kinds() map[schema.GroupVersionResource]bool {
@@ -147,11 +160,11 @@ func (t *tracked) users(gvr schema.GroupVersionResource) []string {
 func (a *Applier) Watch(ctx context.Context, changed func(deployment string)) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	news := make(chan string)
-	wg.Go(func() { dispatch(ctx, news, changed) })
-	tell := func(deployment string) {
+	news := make(chan item)
+	wg.Go(func() { dispatch(ctx, news, a.tracked.knows, changed) })
+	tell := func(i item) {
 		select {
-		case news <- deployment:
+		case news <- i:
 		case <-ctx.Done():
 		}
 	}
@@ -181,9 +194,9 @@ func (a *Applier) Watch(ctx context.Context, changed func(deployment string)) er
 	}
 }
 
-// dispatch collects names for a moment and passes each on once.
-func dispatch(ctx context.Context, news <-chan string, changed func(string)) {
-	pending := map[string]bool{}
+// dispatch collects news for a moment and tells each deployment once, unless all of its news is known.
+func dispatch(ctx context.Context, news <-chan item, knows func(item) bool, changed func(string)) {
+	pending := map[string][]item{}
 	var order []string
 	timer := time.NewTimer(coalesce)
 	timer.Stop()
@@ -192,17 +205,19 @@ func dispatch(ctx context.Context, news <-chan string, changed func(string)) {
 		select {
 		case <-ctx.Done():
 			return
-		case d := <-news:
-			if len(pending) == 0 {
+		case i := <-news:
+			if len(order) == 0 {
 				timer.Reset(coalesce)
 			}
-			if !pending[d] {
-				pending[d] = true
-				order = append(order, d)
+			if pending[i.deployment] == nil {
+				order = append(order, i.deployment)
 			}
+			pending[i.deployment] = append(pending[i.deployment], i)
 		case <-timer.C:
 			for _, d := range order {
-				changed(d)
+				if slices.ContainsFunc(pending[d], func(i item) bool { return !knows(i) }) {
+					changed(d)
+				}
 			}
 			clear(pending)
 			order = order[:0]
@@ -243,7 +258,7 @@ func bare(err error) error {
 type kindWatch struct {
 	a    *Applier
 	gvr  schema.GroupVersionResource
-	tell func(string)
+	tell func(item)
 
 	outages *outages
 
@@ -262,7 +277,7 @@ func (w *kindWatch) run(ctx context.Context) {
 		err := w.once(ctx, func() {
 			if w.at == "" || down {
 				for _, d := range w.a.tracked.users(w.gvr) {
-					w.tell(d)
+					w.tell(item{deployment: d}) // of no object: nobody knows it
 				}
 			}
 			if down && w.outages.end() {
@@ -354,8 +369,8 @@ func (w *kindWatch) event(e watch.Event) error {
 	if e.Type == watch.Bookmark {
 		return nil
 	}
-	for _, d := range w.a.tracked.news(w.gvr, e.Type, m) {
-		w.tell(d)
+	for _, i := range w.a.tracked.news(w.gvr, e.Type, m) {
+		w.tell(i)
 	}
 	return nil
 }

@@ -223,7 +223,7 @@ func TestNews(t *testing.T) {
 		want string
 	}{
 		{"first sight", watch.Added, o("1", "x"), "[x]"},
-		{"replayed", watch.Added, o("1", "x"), "[]"},
+		{"the caller has seen it", watch.Added, o("1", "x"), "[]"},
 		{"edited", watch.Modified, o("2", "x"), "[x]"},
 		{"given away", watch.Modified, o("3", "y"), "[y x]"},
 		{"nobody's deployment", watch.Modified, o("4", "z"), "[y]"},
@@ -231,8 +231,17 @@ func TestNews(t *testing.T) {
 		{"made again", watch.Added, o("6", "x"), "[x]"},
 	}
 	for _, st := range steps {
-		if got := fmt.Sprint(tr.news(configMaps, st.e, st.o.want)); got != st.want {
+		got := []string{}
+		for _, i := range tr.news(configMaps, st.e, st.o.want) {
+			if !tr.knows(i) {
+				got = append(got, i.deployment)
+			}
+		}
+		if fmt.Sprint(got) != st.want {
 			t.Errorf("%s: told %s, want %s", st.why, got, st.want)
+		}
+		if st.e != watch.Deleted && owner(st.o.want) != "z" {
+			tr.saw(configMaps, st.o.want)
 		}
 	}
 }
