@@ -6,8 +6,12 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"shoal.dev/shoal/controller/api/v1alpha1"
 )
 
 // kubernetesFlags say which Kubernetes holds the hub's API, as with kubectl.
@@ -49,6 +53,27 @@ func (k *kubernetesFlags) RESTConfig() (*rest.Config, error) {
 	cfg.QPS, cfg.Burst = 50, 100
 	cfg.WarningHandler = rest.NewWarningWriter(k.warnings, rest.WarningWriterOptions{Deduplicate: true})
 	return cfg, nil
+}
+
+// hubClient talks to the hub's API and says which workspace is meant.
+func (a *app) hubClient() (client.Client, string, error) {
+	cfg, err := a.kubernetes.RESTConfig()
+	if err != nil {
+		return nil, "", err
+	}
+	ns, err := a.kubernetes.Namespace()
+	if err != nil {
+		return nil, "", err
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, "", fmt.Errorf("build scheme: %w", err)
+	}
+	kube, err := client.New(cfg, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, "", fmt.Errorf("reach the hub's Kubernetes API at %s: %w", cfg.Host, err)
+	}
+	return kube, ns, nil
 }
 
 // Namespace is the workspace that a command works in.

@@ -23,8 +23,10 @@ func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		applyCommand(a),
 		controllerCommand(a),
+		getCommand(a),
 		renderCommand(a),
 		topicsCommand(a),
+		tokenCommand(a),
 		versionCommand(a),
 	}
 }

@@ -130,7 +130,10 @@ type Options struct {
 	Workspace    string // only this one; empty: all
 	Cluster      string // only this one; empty: all
 	JSON         bool
-	RetainedOnly bool // leave out live messages
+	RetainedOnly bool        // leave out live messages
+	Kind         topics.Kind // only cluster topics of this kind; empty: all
+	// Handle is given messages instead of having them printed; nil: they are printed.
+	Handle func(topics.Topic, mqtt.Message)
 	// Once ends after the retained messages: when for Quiet (default 1 s) none has come any more. MQTT has no sign for the
 	// end of a replay.
 	Once  bool
@@ -152,6 +155,12 @@ func (o Options) filters() (trust, rest string) {
 	}
 	trust = o.Prefix.Trust(ws)
 	switch {
+	case o.Kind != "":
+		cluster := o.Cluster
+		if cluster == "" {
+			cluster = "+"
+		}
+		return trust, o.Prefix.Name(topics.Topic{Kind: o.Kind, Workspace: ws, Cluster: cluster})
 	case o.Cluster != "":
 		return trust, strings.TrimSuffix(o.Prefix.Desired(topics.Cluster{Workspace: ws, Name: o.Cluster}), "desired") + "#"
 	case o.Workspace != "":
@@ -284,7 +293,14 @@ func (p *printer) print(m mqtt.Message) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if t, err := p.o.Prefix.Parse(m.Topic); err == nil && t.Kind == topics.Trust {
+	t, err := p.o.Prefix.Parse(m.Topic)
+	if p.o.Handle != nil {
+		if err == nil && (p.o.Kind == "" || t.Kind == p.o.Kind) {
+			p.o.Handle(t, m)
+		}
+		return nil
+	}
+	if err == nil && t.Kind == topics.Trust {
 		if bytes.Equal(p.trust[m.Topic], m.Payload) {
 			return nil
 		}

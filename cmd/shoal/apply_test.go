@@ -1,0 +1,160 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+
+	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/internal/kubetest"
+)
+
+// TestApply runs shoal apply against a real API server. No hub runs: the test writes the status that one would write.
+func TestApply(t *testing.T) {
+	cluster, err := kubetest.Start(t.Context(), kubetest.Options{Log: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := cluster.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg, err := cluster.RESTConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := applyStory{t: t, cfg: cfg, kubeconfig: cluster.Kubeconfig(), dir: t.TempDir(), ns: kubetest.Namespace(t, cfg)}
+	s.file("fleet.yaml", "labels: {team: web}\nhelm: {values: {replicas: 2}}\ntargets:\n- {name: all, clusterSelector: {}}\n")
+	s.file("Chart.yaml", "apiVersion: v2\nname: web\nversion: 1.0.0\n")
+	s.file("old.yaml", "a: b\n")
+
+	// Before a hub ever ran there: the message says what to do.
+	s.run(exitFailed, "does not know bundles; start `shoal controller`", "apply", "web", s.dir)
+	if _, err := envtest.InstallCRDs(cfg, envtest.CRDInstallOptions{Paths: []string{"../../deploy/crds"}, ErrorIfPathMissing: true}); err != nil {
+		t.Fatal(err)
+	}
+
+	s.run(exitOK, "created (dry run)", "apply", "web", s.dir, "--dry-run")
+	s.run(exitOK, "bundle "+s.ns+"/web created\n", "apply", "web", s.dir)
+	s.run(exitOK, "web unchanged\n", "apply", "web", s.dir)
+	s.file("fleet.yaml", "helm: {values: {replicas: 3}}\ntargets:\n- {name: all, clusterSelector: {}}\n")
+	if err := os.Remove(filepath.Join(s.dir, "old.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	s.run(exitOK, "web configured (dry run)\n", "apply", "web", s.dir, "--dry-run")
+	s.run(exitOK, "web configured\n", "apply", "web", s.dir)
+	b := s.get("web")
+	if got := b.Spec.Helm.Values["replicas"]; got != int64(3) || len(b.Spec.Resources) != 1 || len(b.Labels) != 0 {
+		t.Errorf("replicas %v (%T), files %v, labels %v: want 3, the one file and label that are left", got, got, b.Spec.Resources, b.Labels)
+	}
+
+	// A field that somebody else set is not overwritten by accident.
+	s.patch(`{"spec":{"paused":true}}`)
+	s.file("fleet.yaml", "paused: false\ntargets:\n- {name: all, clusterSelector: {}}\n")
+	s.run(exitOK, "web configured\n", "apply", "web", s.dir) // false is not written at all: no conflict
+	s.patch(`{"spec":{"defaultNamespace":"mine"}}`)
+	s.file("fleet.yaml", "defaultNamespace: ours\ntargets:\n- {name: all, clusterSelector: {}}\n")
+	s.run(exitFailed, "take them over with --force-conflicts", "apply", "web", s.dir)
+	s.run(exitOK, "web configured\n", "apply", "web", s.dir, "--force-conflicts")
+
+	s.run(exitFailed, "kubectl create namespace nowhere", "apply", "web", s.dir, "-n", "nowhere")
+	s.run(exitNotReady, "waiting for the hub to see the change", "apply", "web", s.dir, "--wait=1s")
+
+	s.status("WaitApplied", metav1.ConditionFalse)
+	s.run(exitNotReady, "paris: ErrApplied: it is full", "apply", "web", s.dir, "--wait=1s")
+	s.status("Ready", metav1.ConditionTrue)
+	s.run(exitOK, "Ready  2/2 clusters ready", "apply", "web", s.dir, "--wait")
+
+	// The API server refuses what the CRD forbids, in words.
+	bad := applyStory{t: t, kubeconfig: s.kubeconfig, ns: s.ns, dir: t.TempDir()}
+	bad.file("fleet.yaml", "helm: {releaseName: Not_Valid}\n")
+	bad.file("a.yaml", "a: b\n")
+	bad.run(exitFailed, "spec.helm.releaseName", "apply", "bad", bad.dir)
+}
+
+type applyStory struct {
+	t                   *testing.T
+	cfg                 *rest.Config
+	kubeconfig, dir, ns string
+}
+
+func (s applyStory) file(name, content string) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s applyStory) run(code int, say string, args ...string) {
+	s.t.Helper()
+	args = append([]string{"--kubeconfig", s.kubeconfig, "-n", s.ns}, args...)
+	var stdout, stderr bytes.Buffer
+	got := run(s.t.Context(), args, func(string) string { return "" }, &stdout, &stderr)
+	if out := stdout.String() + stderr.String(); got != code || !strings.Contains(out, say) {
+		s.t.Errorf("%v\nexit %d, want %d and %q:\n%s", args, got, code, say, out)
+	}
+}
+
+func (s applyStory) bundles() dynamic.ResourceInterface {
+	s.t.Helper()
+	c, err := dynamic.NewForConfig(s.cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c.Resource(v1alpha1.GroupVersion.WithResource("bundles")).Namespace(s.ns)
+}
+
+func (s applyStory) get(name string) *v1alpha1.Bundle {
+	s.t.Helper()
+	b, err := get(s.t.Context(), s.bundles(), name)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return b
+}
+
+func (s applyStory) patch(data string) {
+	s.t.Helper()
+	_, err := s.bundles().Patch(s.t.Context(), "web", types.MergePatchType, []byte(data), metav1.PatchOptions{FieldManager: "somebody"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// status writes what a hub would.
+func (s applyStory) status(state v1alpha1.State, ready metav1.ConditionStatus) {
+	s.t.Helper()
+	b := s.get("web")
+	u, err := s.bundles().Get(s.t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	count := "1/2"
+	notReady := []any{map[string]any{"name": "paris", "state": "ErrApplied", "message": "it is full"}}
+	if ready == metav1.ConditionTrue {
+		count, notReady = "2/2", nil
+	}
+	u.Object["status"] = map[string]any{
+		"observedGeneration": b.Generation,
+		"display":            map[string]any{"state": string(state), "readyClusters": count},
+		"notReady":           notReady,
+		"conditions": []any{map[string]any{"type": "Ready", "status": string(ready), "reason": string(state), "message": "",
+			"lastTransitionTime": metav1.Now().UTC().Format(time.RFC3339), "observedGeneration": b.Generation}},
+	}
+	if _, err := s.bundles().UpdateStatus(s.t.Context(), u, metav1.UpdateOptions{}); err != nil {
+		s.t.Fatal(err)
+	}
+}

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/duration"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/internal/mqtt"
+	"shoal.dev/shoal/internal/watch"
+	"shoal.dev/shoal/topics"
+)
+
+// getOptions are the flags that all forms of shoal get share.
+type getOptions struct {
+	allNamespaces bool
+	output        string
+	selector      string
+}
+
+func getCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "get",
+		Short: "Show clusters, bundles or deployments",
+		Long: `Show where the fleet stands. Clusters and bundles are resources, so kubectl get shows them as well; deployments (one bundle on
+one cluster) are not: they come from what the clusters last reported on the topics.`,
+		Example: `  shoal get clusters -l env=prod
+  shoal get bundles -A
+  shoal get deployments --cluster store-1
+  shoal get deployments --bundle web -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(
+		getListCommand(a, "clusters", &v1alpha1.ClusterList{}, clusterTable),
+		getListCommand(a, "bundles", &v1alpha1.BundleList{}, bundleTable),
+		getDeploymentsCommand(a),
+	)
+	return cmd
+}
+
+// table is what is printed: a header and rows; the first column is the workspace and only shown with -A.
+type table struct {
+	header []string
+	rows   [][]string
+}
+
+func getListCommand[L client.ObjectList](a *app, plural string, list L, rows func(L, time.Time) table) *cobra.Command {
+	var o getOptions
+	cmd := &cobra.Command{
+		Use:     plural,
+		Aliases: []string{strings.TrimSuffix(plural, "s")},
+		Short:   "Show " + plural,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			kube, ns, err := a.hubClient()
+			if err != nil {
+				return err
+			}
+			opts := []client.ListOption{}
+			if !o.allNamespaces {
+				opts = append(opts, client.InNamespace(ns))
+			}
+			if o.selector != "" {
+				sel, err := metav1.ParseToLabelSelector(o.selector)
+				if err != nil {
+					return fmt.Errorf("--selector: %w", err)
+				}
+				s, err := metav1.LabelSelectorAsSelector(sel)
+				if err != nil {
+					return fmt.Errorf("--selector: %w", err)
+				}
+				opts = append(opts, client.MatchingLabelsSelector{Selector: s})
+			}
+			if err := kube.List(cmd.Context(), list, opts...); err != nil {
+				return explain(fmt.Errorf("list %s: %w", plural, err), "", ns)
+			}
+			return o.print(a, list, rows(list, time.Now()), ns)
+		},
+	}
+	cmd.Flags().StringVarP(&o.selector, "selector", "l", "", "label selector, such as env=prod,region!=south")
+	o.register(cmd)
+	return cmd
+}
+
+func (o *getOptions) register(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "of all workspaces")
+	cmd.Flags().StringVarP(&o.output, "output", "o", "", "json or yaml; default: a table")
+}
+
+func (o getOptions) print(a *app, value any, t table, ns string) error {
+	switch o.output {
+	case "json":
+		e := json.NewEncoder(a.stdout)
+		e.SetIndent("", "  ")
+		return e.Encode(value)
+	case "yaml":
+		b, err := yaml.Marshal(value)
+		if err != nil {
+			return err
+		}
+		_, err = a.stdout.Write(b)
+		return err
+	case "":
+	default:
+		return fmt.Errorf("--output %q: want json or yaml", o.output)
+	}
+	if len(t.rows) == 0 {
+		where := "in workspace " + ns
+		if o.allNamespaces {
+			where = "in any workspace"
+		}
+		fmt.Fprintf(a.stderr, "nothing found %s\n", where)
+		return nil
+	}
+	return t.write(a.stdout, o.allNamespaces)
+}
+
+func (t table) write(w io.Writer, workspace bool) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	for _, row := range append([][]string{t.header}, t.rows...) {
+		if !workspace {
+			row = row[1:]
+		}
+		fmt.Fprintln(tw, strings.TrimRight(strings.Join(row, "\t"), "\t "))
+	}
+	return tw.Flush()
+}
+
+func clusterTable(l *v1alpha1.ClusterList, now time.Time) table {
+	t := table{header: []string{"WORKSPACE", "NAME", "LINK", "LINK SINCE", "BUNDLES", "STATE", "SINCE", "MESSAGE"}}
+	for _, c := range l.Items {
+		s := c.Status
+		t.rows = append(t.rows, []string{c.Namespace, c.Name, string(s.Presence), age(s.PresenceSince.Time, now), s.Display.ReadyBundles, string(s.Display.State), age(s.StateSince.Time, now), s.Display.Message})
+	}
+	return t
+}
+
+func bundleTable(l *v1alpha1.BundleList, now time.Time) table {
+	t := table{header: []string{"WORKSPACE", "NAME", "READY", "STATE", "SINCE", "MESSAGE"}}
+	for _, b := range l.Items {
+		s := b.Status
+		t.rows = append(t.rows, []string{b.Namespace, b.Name, s.Display.ReadyClusters, string(s.Display.State), age(s.StateSince.Time, now), s.Display.Message})
+	}
+	return t
+}
+
+func age(t, now time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return duration.HumanDuration(now.Sub(t))
+}
+
+// deployment is one bundle on one cluster, as the cluster last reported it.
+type deployment struct {
+	Workspace string `json:"workspace"`
+	Cluster   string `json:"cluster"`
+	bundlefmt.DeploymentReport
+}
+
+func getDeploymentsCommand(a *app) *cobra.Command {
+	var o getOptions
+	var f readerFlags
+	var cluster, bundle string
+	cmd := &cobra.Command{
+		Use:     "deployments",
+		Aliases: []string{"deployment"},
+		Short:   "Show bundles on clusters, as the clusters last reported them",
+		Long: `Show every deployment: one bundle on one cluster, as the cluster last reported it. It reads the retained reports from the
+broker, so a cluster without a link shows what it said last (see LINK in shoal get clusters).`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ns, err := a.kubernetes.Namespace()
+			if err != nil {
+				return err
+			}
+			w := watch.Options{Cluster: cluster, Once: true, Log: zerolog.Nop()}
+			if !o.allNamespaces {
+				w.Workspace = ns
+			}
+			if w.Prefix, err = topics.ParsePrefix(f.prefix); err != nil {
+				return fmt.Errorf("--topic-prefix: %w", err)
+			}
+			if w.Credential, err = f.credential(cmd.Context(), a); err != nil {
+				return err
+			}
+			list, err := deployments(cmd.Context(), w, bundle)
+			if err != nil {
+				return err
+			}
+			return o.print(a, list, deploymentTable(list, time.Now()), ns)
+		},
+	}
+	cmd.Flags().StringVar(&cluster, "cluster", "", "only of this cluster")
+	cmd.Flags().StringVar(&bundle, "bundle", "", "only of this bundle")
+	o.register(cmd)
+	f.register(cmd)
+	return cmd
+}
+
+// deployments collects the retained reports.
+func deployments(ctx context.Context, w watch.Options, bundle string) ([]deployment, error) {
+	list := []deployment{}
+	var bad error
+	w.Kind = topics.Reported
+	w.Handle = func(t topics.Topic, m mqtt.Message) {
+		r, err := bundlefmt.ParseReported(m.Payload, bundlefmt.DefaultLimits())
+		if err != nil {
+			bad = errors.Join(bad, fmt.Errorf("cluster %s: %w", t.ClusterID(), err))
+			return
+		}
+		list = slices.DeleteFunc(list, func(d deployment) bool { return d.Workspace == t.Workspace && d.Cluster == t.Cluster })
+		for _, d := range r.Deployments {
+			if bundle == "" || d.Name == bundle {
+				list = append(list, deployment{t.Workspace, t.Cluster, d})
+			}
+		}
+	}
+	if err := watch.Run(ctx, w, io.Discard); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(list, func(a, b deployment) int {
+		return cmp.Or(strings.Compare(a.Workspace, b.Workspace), strings.Compare(a.Cluster, b.Cluster), strings.Compare(a.Name, b.Name))
+	})
+	return list, bad
+}
+
+func deploymentTable(list []deployment, now time.Time) table {
+	t := table{header: []string{"WORKSPACE", "CLUSTER", "BUNDLE", "STATE", "OBJECTS", "RELEASE", "SINCE", "MESSAGE"}}
+	for _, d := range list {
+		release := d.Serial.String()
+		if !d.Digest.IsZero() {
+			release += "@" + d.Digest.Short()[:12]
+		}
+		t.rows = append(t.rows, []string{d.Workspace, d.Cluster, d.Name, string(d.State), strconv.Itoa(d.Ready) + "/" + strconv.Itoa(d.Total), release, age(d.Since, now), firstFinding(d.DeploymentReport)})
+	}
+	return t
+}
+
+// firstFinding is the message, or else the first object that is not as it should be.
+func firstFinding(d bundlefmt.DeploymentReport) string {
+	if d.Message != "" {
+		return d.Message
+	}
+	for _, f := range append(slices.Clone(d.Modified), d.NotReady...) {
+		return f.Ref.String() + ": " + f.Reason
+	}
+	return ""
+}
