@@ -18,7 +18,9 @@ func status(c config, w io.Writer, now time.Time) error {
 		return fmt.Errorf("%w (is --data-dir %s right?)", err, c.dataDir)
 	}
 	var b strings.Builder
-	line := func(what, format string, args ...any) { fmt.Fprintf(&b, "%-10s %s\n", what+":", fmt.Sprintf(format, args...)) }
+	line := func(what, format string, args ...any) {
+		fmt.Fprintf(&b, "%-10s %s\n", what+":", fmt.Sprintf(format, args...))
+	}
 	switch {
 	case st.Running:
 		line("Agent", "running, %s", st.Agent)
