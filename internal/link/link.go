@@ -25,6 +25,7 @@ type Link struct {
 	conns  map[net.Conn]struct{}
 	change chan struct{} // closed and replaced when a setting changes
 	total  int64
+	breaks int // how often all connections were broken
 }
 
 // New listens on a free port of 127.0.0.1 and forwards to target ("host:port").
@@ -95,6 +96,7 @@ func (l *Link) signal() {
 
 // breakAll resets the connections, as a lost link does; l.mu is held.
 func (l *Link) breakAll() {
+	l.breaks++
 	for c := range l.conns {
 		if t, ok := c.(*net.TCPConn); ok {
 			_ = t.SetLinger(0)
@@ -168,13 +170,16 @@ type chunk struct {
 
 // pipe carries one direction until either side ends, then ends the other.
 func (l *Link) pipe(dst, src net.Conn) {
+	l.mu.Lock()
+	born := l.breaks
+	l.mu.Unlock()
 	ch := make(chan chunk, 64) // what is on its way
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		defer dst.Close() //nolint:errcheck // a link
 		for c := range ch {
-			if !l.pass(dst, c) {
+			if !l.pass(dst, c, born) {
 				_ = src.Close()
 				for range ch { //nolint:revive // let the reader go
 				}
@@ -192,20 +197,22 @@ func (l *Link) pipe(dst, src net.Conn) {
 			break
 		}
 	}
+	ch <- chunk{nil, time.Now()} // the end takes its time as well
 	close(ch)
 	<-done
 }
 
-// pass writes one chunk when its time has come, in steps small enough for rate and drop to be exact.
-func (l *Link) pass(dst io.Writer, c chunk) bool {
-	for len(c.b) > 0 {
+// pass writes one chunk when its time has come, in steps small enough for rate and drop to be exact. It reports false when
+// the connection is over.
+func (l *Link) pass(dst io.Writer, c chunk, born int) bool {
+	for {
 		l.mu.Lock()
-		delay, rate, change := l.delay, l.rate, l.change
-		if l.closed {
+		rate, change := l.rate, l.change
+		if l.breaks != born {
 			l.mu.Unlock()
 			return false
 		}
-		if wait := time.Until(c.when.Add(delay)); wait > 0 {
+		if wait := time.Until(c.when.Add(l.delay)); wait > 0 {
 			l.mu.Unlock()
 			select {
 			case <-time.After(wait):
@@ -219,13 +226,9 @@ func (l *Link) pass(dst io.Writer, c chunk) bool {
 		}
 		if l.drop >= 0 {
 			n = min(n, int(l.drop))
+			l.drop -= int64(n)
 		}
-		if n > 0 {
-			l.total += int64(n)
-			if l.drop >= 0 {
-				l.drop -= int64(n)
-			}
-		}
+		l.total += int64(n)
 		last := l.drop == 0
 		l.mu.Unlock()
 		if n > 0 {
@@ -234,21 +237,22 @@ func (l *Link) pass(dst io.Writer, c chunk) bool {
 			}
 			c.b = c.b[n:]
 		}
-		if last {
+		switch {
+		case last:
 			l.mu.Lock()
+			defer l.mu.Unlock()
 			if l.drop == 0 {
 				l.drop = -1
 				l.breakAll()
 			}
-			l.mu.Unlock()
 			return false
-		}
-		if rate > 0 {
+		case len(c.b) == 0:
+			return true
+		case rate > 0:
 			select {
 			case <-time.After(time.Duration(n) * time.Second / time.Duration(rate)):
 			case <-change:
 			}
 		}
 	}
-	return true
 }

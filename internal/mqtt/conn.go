@@ -19,6 +19,7 @@ type link struct {
 	closing atomic.Bool
 
 	lastRead, lastWrite atomic.Int64 // unix nanoseconds
+	unanswered          atomic.Int64 // bytes written since the last byte was read
 	traffic             *traffic     // of the client, over all its connections
 
 	limit  int // of one incoming packet in bytes
@@ -46,6 +47,7 @@ func (l *link) Unlock() {
 	if !l.closing.Load() {
 		_ = l.SetWriteDeadline(time.Now().Add(l.timeout))
 	}
+	l.unanswered.Add(int64(l.out.Len()))
 	if _, err := l.Conn.Write(l.out.Bytes()); err != nil {
 		_ = l.Conn.Close()
 	}
@@ -68,6 +70,7 @@ func (l *link) Read(p []byte) (int, error) {
 	n, err := l.Conn.Read(p)
 	if n > 0 {
 		l.lastRead.Store(time.Now().UnixNano())
+		l.unanswered.Store(0)
 		if l.traffic != nil {
 			l.traffic.received.Add(int64(n))
 			l.traffic.heard.Store(time.Now().UnixNano())

@@ -99,7 +99,6 @@ func (e *ReasonError) Unwrap() error {
 func explain(err error) error {
 	var kind error
 	var (
-		alert    tls.AlertError
 		hostname x509.HostnameError
 		invalid  x509.CertificateInvalidError
 		unknown  x509.UnknownAuthorityError
@@ -121,7 +120,7 @@ func explain(err error) error {
 		if invalid.Reason == x509.Expired {
 			kind = ErrCertificateTime
 		}
-	case errors.As(err, &alert): // the broker refused our certificate
+	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert: the broker refused our certificate
 		kind = ErrNotAuthorized
 	case errors.As(err, &record):
 		kind = ErrNotTLS

@@ -97,7 +97,7 @@ func (c *Client) connect(ctx context.Context) (wasUp bool, err error) {
 	var cause causeOnce
 	p := paho.NewClient(paho.ClientConfig{
 		Conn:              l,
-		PingHandler:       &pinger{link: l},
+		PingHandler:       &pinger{link: l, cause: &cause},
 		PacketTimeout:     c.o.PacketTimeout,
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){c.receive(l, &cause)},
 		OnClientError:     cause.set,
