@@ -22,7 +22,7 @@ type kind struct {
 
 // kinds is what the API server serves. It is read on first use and again when somebody asks for a kind that is not in it,
 // at most once per pass: a CRD may have come meanwhile. client-go's discovery client and RESTMapper do the same but drag
-// in every typed API, OpenAPI and protobuf: a third of the agent's binary.
+// in every typed API, OpenAPI and protobuf: 28 MB instead of 15 MB for a binary with nothing but this package.
 type kinds struct {
 	raw rest.Interface
 
