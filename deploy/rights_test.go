@@ -213,10 +213,11 @@ func install(t *testing.T, cfg *rest.Config, kube client.Client, dir, name, name
 				}
 			}
 		}
-		p.rewrite("="+m.MountPath, "="+local)
 		if m.MountPath == "/tmp" {
 			p.env = append(p.env, "TMPDIR="+local)
+			continue // and do not touch what lies below it here
 		}
+		p.rewrite("="+m.MountPath, "="+local)
 	}
 	metrics := freeAddr(t)
 	for _, port := range c.Ports {
@@ -229,7 +230,7 @@ func install(t *testing.T, cfg *rest.Config, kube client.Client, dir, name, name
 	return p
 }
 
-// rewrite changes arguments of the container for this machine. Each must be there: the charts and the programs must agree.
+// rewrite changes arguments of the container for this machine.
 func (p *program) rewrite(old, new string) {
 	for i := range p.args {
 		p.args[i] = strings.Replace(p.args[i], old, new, 1)
