@@ -1,0 +1,6 @@
+//go:build race
+
+package fleet
+
+// raceEnabled: this program was built with -race.
+const raceEnabled = true

@@ -1,0 +1,179 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/internal/kubetest"
+	"shoal.dev/shoal/internal/link"
+)
+
+// Site is a Kubernetes cluster at the edge, its agent, and its link to the hub.
+type Site struct {
+	Name    string
+	f       *Fleet
+	cluster *kubetest.Cluster
+	link    *link.Link
+	metrics string
+	process *process
+}
+
+// AddSite prepares a site; Enroll and StartAgent start its agent. The hub comes first: the site's link leads to it.
+func (f *Fleet) AddSite(name string, c *kubetest.Cluster) (*Site, error) {
+	if f.hub == nil {
+		return nil, errors.New("a site needs a hub to link to: start the hub first")
+	}
+	if f.sites[name] != nil {
+		return nil, fmt.Errorf("there is a site %q already", name)
+	}
+	s := &Site{Name: name, f: f, cluster: c}
+	var err error
+	if s.metrics, err = freeAddr(); err != nil {
+		return nil, err
+	}
+	if s.link, err = link.New(f.hub.mqtt); err != nil {
+		return nil, err
+	}
+	f.sites[name] = s
+	return s, nil
+}
+
+// Kubeconfig is the administrator's of the site.
+func (s *Site) Kubeconfig() string { return s.cluster.Kubeconfig() }
+
+// Cluster is the site's.
+func (s *Site) Cluster() *kubetest.Cluster { return s.cluster }
+
+// MetricsAddr serves the agent's /metrics and /healthz.
+func (s *Site) MetricsAddr() string { return s.metrics }
+
+func (s *Site) dataDir() string   { return s.f.path("agent-" + s.Name) }
+func (s *Site) tokenFile() string { return s.f.path("token-" + s.Name) }
+
+// GiveToken gives the site an enrolment token, as "shoal token create" printed it, for StartAgent. The address in it is changed
+// to the site's own link, as a port forwarding in front of the site would; keys and secret stay.
+func (s *Site) GiveToken(token string) error {
+	t, err := bundlefmt.ParseTicket(token)
+	if err == nil {
+		u, err := url.Parse(t.URL)
+		if err != nil {
+			return fmt.Errorf("address in the token: %w", err)
+		}
+		if u.Host == s.f.hub.mqtt {
+			u.Host = s.link.Addr()
+		}
+		t.URL = u.String()
+		token = t.String()
+	}
+	// One that is no token is handed over as it is: the agent has to say what is wrong with it.
+	return os.WriteFile(s.tokenFile(), []byte(token), 0o600)
+}
+
+func (s *Site) command() command {
+	return command{
+		name: "agent of " + s.Name, path: s.f.bin.Agent, log: s.f.path("logs", s.Name+".log"), healthz: s.metrics,
+		args: []string{
+			"--kubeconfig", s.Kubeconfig(), "--data-dir", s.dataDir(), "--token-file", s.tokenFile(), "--cluster-name", s.Name,
+			"--keep-alive", s.f.o.KeepAlive.String(), "--metrics-listen", s.metrics, "--log-level", "debug", "--log-format", "json",
+		},
+	}
+}
+
+// StartAgent starts the agent and waits until it serves /healthz, which says nothing about its link.
+func (s *Site) StartAgent(ctx context.Context) error {
+	if s.Running() {
+		return fmt.Errorf("the agent of %s runs already", s.Name)
+	}
+	var err error
+	s.process, err = start(ctx, s.command())
+	return err
+}
+
+// SpawnAgent starts an agent that may well end at once.
+func (s *Site) SpawnAgent() error {
+	if s.Running() {
+		return fmt.Errorf("the agent of %s runs already", s.Name)
+	}
+	var err error
+	s.process, err = spawn(s.command())
+	return err
+}
+
+// Running tells whether the agent is there.
+func (s *Site) Running() bool { return s.process != nil && s.process.running() }
+
+// StopAgent stops the agent in order and says how long that took. More than StopLimit is an error.
+func (s *Site) StopAgent() (time.Duration, error) {
+	if s.process == nil {
+		return 0, nil
+	}
+	p := s.process
+	s.process = nil
+	return p.terminate()
+}
+
+// KillAgent is a power cut for the agent's process.
+func (s *Site) KillAgent() {
+	if s.process != nil {
+		s.process.kill()
+		s.process = nil
+	}
+}
+
+// Output is what the agent has logged since it was last started.
+func (s *Site) Output() []byte {
+	if s.process == nil {
+		return nil
+	}
+	return s.process.output()
+}
+
+// RSS is the agent's resident memory in bytes; 0 where that cannot be told.
+func (s *Site) RSS() int64 { return s.process.rss() }
+
+// Follows asks the agent which document it follows, and whether it has a link.
+func (s *Site) Follows(ctx context.Context) (serial int64, connected bool, err error) {
+	page, err := Get(ctx, s.metrics, "/metrics")
+	if err != nil {
+		return 0, false, fmt.Errorf("metrics of the agent of %s: %w", s.Name, err)
+	}
+	for line := range strings.Lines(string(page)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch name {
+		case "shoal_agent_desired_serial":
+			f, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				return 0, false, fmt.Errorf("metrics of the agent of %s: %w", s.Name, err)
+			}
+			serial = int64(f)
+		case "shoal_agent_connected":
+			connected = value == "1"
+		}
+	}
+	return serial, connected, nil
+}
+
+// never is longer than any story.
+const never = 1000 * time.Hour
+
+// Cut pulls the cable: nothing passes any more, and nobody is told. Only silence shows that the link is gone.
+func (s *Site) Cut() { s.link.SetDelay(never) }
+
+// Break resets the connections and refuses new ones, as a router does that lost its uplink.
+func (s *Site) Break() { s.link.Cut() }
+
+// Restore ends Cut and Break.
+func (s *Site) Restore() {
+	s.link.SetDelay(0)
+	s.link.Restore()
+}
+
+// LinkBytes is how many bytes have passed the link so far.
+func (s *Site) LinkBytes() int64 { return s.link.Bytes() }
