@@ -232,7 +232,7 @@ func (h *hub) site(name string) *site {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return &site{h: h, id: topics.Cluster{Workspace: h.ns, Name: name}, key: key, nonce: rand.Text()}
+	return &site{h: h, id: topics.Cluster{Workspace: h.ns, Name: name}, key: key, nonce: strings.ToLower(rand.Text())}
 }
 
 func (s *site) tls(withCert bool) *tls.Config {

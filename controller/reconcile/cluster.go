@@ -67,13 +67,13 @@ func (h *Hub) reconcileCluster(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if err := h.writeStatus(ctx, before, &cl); err != nil {
 		return ctrl.Result{}, err
 	}
-	return ctrl.Result{RequeueAfter: h.next(m)}, nil
+	return ctrl.Result{RequeueAfter: h.next(m, &cl)}, nil
 }
 
 // next is when to look again without news.
-func (h *Hub) next(m fleet.Member) time.Duration {
+func (h *Hub) next(m fleet.Member, cl *v1alpha1.Cluster) time.Duration {
 	switch {
-	case m.Link == fleet.Online && unconfirmed(m):
+	case m.Link == fleet.Online && (unconfirmed(m) || unlearned(m, cl)):
 		return again
 	case h.StaleAfter > 0:
 		return h.StaleAfter / 4
@@ -148,9 +148,14 @@ func (h *Hub) reserve(ctx context.Context, id topics.Cluster, cl *v1alpha1.Clust
 	return nil
 }
 
+// unlearned: the cluster has named facts that its status does not hold yet.
+func unlearned(m fleet.Member, cl *v1alpha1.Cluster) bool {
+	return m.Reported != nil && m.Reported.Facts != "" && m.Reported.Facts != cl.Status.Facts
+}
+
 // learn takes over the cluster's facts, and asks for those it has only named.
 func (h *Hub) learn(ctx context.Context, id topics.Cluster, m fleet.Member, cl *v1alpha1.Cluster) error {
-	if m.Reported == nil || m.Reported.Facts == "" || m.Reported.Facts == cl.Status.Facts {
+	if !unlearned(m, cl) {
 		return nil
 	}
 	if m.Facts == nil || m.Facts.Hash() != m.Reported.Facts {
