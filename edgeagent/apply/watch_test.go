@@ -166,8 +166,7 @@ func TestServerRestart(t *testing.T) {
 	x, y := s.deployment("x", web), s.deployment("y", configMap("yy", "1"))
 	s.apply(x, nil)
 	s.apply(y, nil)
-	s.told(c, "x", 0)
-	s.told(c, "y", 0)
+	s.told(c, "x", 0) // y may stay untold: its kind was watched already and the write was ours
 
 	if err := cluster.Halt(ctx); err != nil {
 		t.Fatal(err)
