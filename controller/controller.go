@@ -246,7 +246,9 @@ func (h *Hub) serveMetrics(ctx context.Context) error {
 	if h.metrics == nil {
 		return nil
 	}
-	gather := prometheus.Gatherers{ctrlmetrics.Registry}
+	own := prometheus.NewRegistry()
+	own.MustRegister(h.view.Metrics())
+	gather := prometheus.Gatherers{ctrlmetrics.Registry, own}
 	if h.o.Registry != nil {
 		gather = append(gather, h.o.Registry)
 	}
