@@ -68,7 +68,7 @@ func TestB1B3NothingAboveQoS0Leaves(t *testing.T) {
 
 // B2: a reader that stops reading costs nobody anything, and is cut off.
 func TestB2StalledReader(t *testing.T) {
-	b := start(t, func(o *broker.Options) { o.WriteTimeout, o.MaxQueueBytes = 300*time.Millisecond, 1<<20 })
+	b := start(t, func(o *broker.Options) { o.WriteTimeout, o.MaxQueueBytes = time.Hour, 1<<20 })
 	stalled := rawClient(t, b, "a", nil)
 	stalled.subscribe(1, "suite/#")
 	good := &mqtttest.Recorder{}
@@ -88,9 +88,7 @@ func TestB2StalledReader(t *testing.T) {
 	}
 	mustPublish(t, c, "suite/x", "done", false)
 	good.AwaitPayload(t, "done")
-	eventually(t, "the stalled reader to be cut off", func() bool {
-		return b.Disconnect(func(id string) bool { return id == "a" }) == 0
-	})
+	eventually(t, "the stalled reader to be cut off", func() bool { return b.Connections() == 1 })
 	stalled.closed()
 }
 
@@ -103,10 +101,7 @@ func TestB2WriteTimeout(t *testing.T) {
 	for range 400 { // 16 MB: more than the sockets hold
 		mustPublish(t, b, "suite/stall", payload, false)
 	}
-	eventually(t, "the stalled reader to be cut off", func() bool {
-		_ = stalled.SetReadDeadline(time.Now().Add(time.Millisecond))
-		return b.Connections() == 0
-	})
+	eventually(t, "the stalled reader to be cut off", func() bool { return b.Connections() == 0 })
 }
 
 // A slow reader of states gets the newest of each topic instead of being cut off.
