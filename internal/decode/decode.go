@@ -51,11 +51,13 @@ type Record struct {
 	Problem  string `json:"problem,omitempty"`
 	Summary  string `json:"summary,omitempty"`
 	Content  any    `json:"content,omitempty"`
+
+	below string // the topic without the prefix
 }
 
 // Message reads one message that arrived at the given time.
 func (d *Decoder) Message(now time.Time, topic string, payload []byte, retained bool) Record {
-	r := Record{Time: now, Topic: topic, Retained: retained, Bytes: len(payload)}
+	r := Record{Time: now, Topic: topic, Retained: retained, Bytes: len(payload), below: strings.TrimPrefix(topic, string(d.prefix)+"/")}
 	t, err := d.prefix.Parse(topic)
 	if err != nil {
 		r.Problem = "not a topic of shoal"
@@ -198,25 +200,15 @@ func (d *Decoder) part(r *Record, t topics.Topic, payload []byte) error {
 	return d.judge(r, err)
 }
 
-// String is the record on one line, without anything that a terminal would act on.
+// String is the record on one line: time, "=" for a replayed and "+" for a live message, the topic below the prefix, and what
+// it says. Nothing in it acts on a terminal.
 func (r Record) String() string {
 	var b strings.Builder
-	b.WriteString(r.Time.Format(time.TimeOnly))
+	sign := '+'
 	if r.Retained {
-		b.WriteString(" = ")
-	} else {
-		b.WriteString(" + ")
+		sign = '='
 	}
-	who := r.Workspace
-	switch {
-	case r.Kind == "":
-		who = r.Topic
-	case r.Cluster != "":
-		who += "/" + r.Cluster
-	case r.Group != "":
-		who += "/group:" + r.Group
-	}
-	fmt.Fprintf(&b, "%-20s %-9s %s", who, r.Kind, r.Summary)
+	fmt.Fprintf(&b, "%s %c %-32s %s", r.Time.Format(time.TimeOnly), sign, r.below, r.Summary)
 	if r.Verified == "yes" {
 		b.WriteString(" [verified]")
 	}

@@ -277,9 +277,9 @@ func TestLive(t *testing.T) {
 		out.await(t, "rome-1")
 		h.put(t, topics.Default.Event(topics.Cluster{Workspace: "shop", Name: "paris-1"}), []byte(`{"at":"2026-11-22T03:00:00Z","deployment":"web","serial":2,"state":"Ready"}`), false)
 		if !retainedOnly {
-			out.await(t, "+ shop/paris-1         event     web@2 Ready")
+			out.await(t, "+ shop/cluster/paris-1/event       web@2 Ready")
 			h.put(t, topics.Default.Desired(topics.Cluster{Workspace: "shop", Name: "paris-1"}), nil, true)
-			out.await(t, "desired   cleared")
+			out.await(t, "shop/cluster/paris-1/desired     cleared")
 		}
 		cancel()
 		if err := <-done; err != nil {
