@@ -2,7 +2,7 @@
 // and a Carrier for the hub in the same process.
 //
 // It stands on mochi-mqtt v2.7.9 for the protocol: packets, CONNECT, acknowledgements, errors. Everything of mochi that is
-// known to break (internal/… see docs/decisions and mqtt.md, numbers B1 to B12) is not used:
+// known to break (the numbers B1 to B12 here and in traps_test.go) is not used:
 //
 //   - Subscriptions, fan-out, retained messages and Wills are our own. mochi never sees a message: its outbound queues,
 //     inflight maps, retained map, housekeeping loop, storage hooks and $SYS topics stay empty or are not started.

@@ -161,7 +161,8 @@ func (c *Client) hangUp(p *paho.Client, l *link, will bool) {
 }
 
 // packet builds the CONNECT of one attempt. Clean start always: retained messages are the queue, so no state is wanted from an
-// older session, and brokers differ most in what they keep of one.
+// older session, and brokers differ most in what they keep of one. paho's packets package leaves content type, response
+// topic and correlation data out of a Will: what matters of it belongs into its payload or its user properties.
 func (c *Client) packet(a Attempt) *paho.Connect {
 	receiveMax := uint16(16) // unset, paho allocates 65,535 slots
 	maxPacket := uint32(c.o.MaxPacket)
