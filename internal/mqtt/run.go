@@ -121,7 +121,8 @@ func (c *Client) connect(ctx context.Context) (wasUp bool, err error) {
 		_ = l.Close()
 		return false, fmt.Errorf("connect to %s: %w", c.url.Redacted(), err)
 	}
-	defer func() { c.hangUp(p, l, ctx.Err() == nil || c.o.WillOnStop) }()
+	usable := false // until then nobody can take the birth back, so the Will does
+	defer func() { c.hangUp(p, l, !usable || ctx.Err() == nil || c.o.WillOnStop) }()
 
 	for _, m := range a.Birth {
 		if err := c.send(ctx, p, m); err != nil {
@@ -136,6 +137,7 @@ func (c *Client) connect(ctx context.Context) (wasUp bool, err error) {
 		defer c.mu.Unlock()
 		c.setUp(nil)
 	}()
+	usable = true
 	c.log.Info().Str("url", c.url.Redacted()).Msg("broker link up")
 	if c.o.OnUp != nil {
 		c.o.OnUp()
