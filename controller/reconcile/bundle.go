@@ -52,10 +52,13 @@ func (h *Hub) reconcileBundle(ctx context.Context, req ctrl.Request) (ctrl.Resul
 	}
 	before := b.DeepCopy()
 	p := pass{Hub: h, bundle: &b, clusters: clusters.Items, now: time.Now()}
-	err := p.run(ctx)
-	h.View.Looked(req.Namespace, req.Name)
+	mistake, err := p.run(ctx)
 	if err != nil {
-		p.fail(err)
+		return ctrl.Result{}, err // not looked at: documents wait
+	}
+	h.View.Looked(req.Namespace, req.Name)
+	if mistake != nil {
+		p.fail(mistake)
 	}
 	if err := h.writeStatus(ctx, before, &b); err != nil {
 		return ctrl.Result{}, err
@@ -91,10 +94,12 @@ type outcome struct {
 	failed  bool
 }
 
-func (p *pass) run(ctx context.Context) error {
+// run returns what is wrong with the bundle as a whole, which only a change of it cures, apart from errors that trying again
+// may cure.
+func (p *pass) run(ctx context.Context) (mistake, err error) {
 	groups, err := p.groups(ctx, p.bundle.Namespace)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	all := make([]target.Cluster, 0, len(p.clusters))
 	for _, c := range p.clusters {
@@ -103,10 +108,10 @@ func (p *pass) run(ctx context.Context) error {
 		}
 	}
 	if p.matches, err = target.Select(p.bundle.Spec, all, groups); err != nil {
-		return err
+		return err, nil
 	}
 	if err := p.renderAll(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	members := map[string][]string{}
 	for _, c := range all {
@@ -117,7 +122,7 @@ func (p *pass) run(ctx context.Context) error {
 	p.assign(members)
 	p.remove()
 	p.status()
-	return nil
+	return nil, nil
 }
 
 // renderAll renders once per distinct set of inputs.
@@ -247,9 +252,12 @@ func (p *pass) maxUnavailable() *intOrString {
 
 // remove orders the bundle away from clusters that it no longer targets. More of them than usual wait for a confirmation.
 func (p *pass) remove() {
+	was := p.bundle.Status.RemovalHeld
 	p.bundle.Status.RemovalHeld = nil
 	having := p.View.Having(p.bundle.Namespace, p.bundle.Name)
-	lose := p.targetsNot(having)
+	lose := slices.DeleteFunc(p.targetsNot(having), func(name string) bool { // a paused cluster keeps what it has
+		return slices.ContainsFunc(p.clusters, func(c v1alpha1.Cluster) bool { return c.Name == name && c.Spec.Paused })
+	})
 	p.losing = len(lose)
 	if rollout.HoldRemoval(len(having), len(lose)) && p.bundle.Annotations[ConfirmRemoval] != strconv.Itoa(len(lose)) {
 		p.bundle.Status.RemovalHeld = &v1alpha1.RemovalHeld{
@@ -257,6 +265,9 @@ func (p *pass) remove() {
 			Message: fmt.Sprintf("its targets no longer match %d of the %d clusters that have it; nothing is removed until you confirm: kubectl -n %s annotate bundles.shoal.dev %s %s=%d",
 				len(lose), len(having), p.bundle.Namespace, p.bundle.Name, ConfirmRemoval, len(lose)),
 			Since: metav1.NewTime(p.now.Truncate(time.Second)),
+		}
+		if was != nil {
+			p.bundle.Status.RemovalHeld.Since = was.Since
 		}
 		return
 	}
@@ -314,23 +325,24 @@ func (p *pass) status() {
 
 // fail shows an error that keeps the whole bundle from being looked at; clusters keep what they have.
 func (p *pass) fail(err error) {
-	var t tally
-	for _, m := range p.matches {
-		t.add(m.Cluster, stand(p.View.Get(p.id(m.Cluster)), p.bundle.Name), false)
-	}
-	p.show(v1alpha1.StateErrRendered, clip(err.Error()), &t)
+	s := &p.bundle.Status // the counts stay what they were
+	p.headline(v1alpha1.StateErrRendered, clip(err.Error()), s.Display.ReadyClusters)
 	meta.SetStatusCondition(&p.bundle.Status.Conditions, metav1.Condition{
 		Type: v1alpha1.ConditionRendered, Status: metav1.ConditionFalse, Reason: "Invalid", Message: clip(err.Error()), ObservedGeneration: p.bundle.Generation,
 	})
 }
 
 func (p *pass) show(state v1alpha1.State, message string, t *tally) {
+	p.bundle.Status.Summary = t.summary
+	p.bundle.Status.NotReady = t.worstFirst()
+	p.headline(state, message, t.ready())
+}
+
+func (p *pass) headline(state v1alpha1.State, message, counts string) {
 	s := &p.bundle.Status
 	s.ObservedGeneration = p.bundle.Generation
 	s.StateSince = since(s.Display.State, state, s.StateSince, p.now)
-	s.Display = v1alpha1.BundleDisplay{ReadyClusters: t.ready(), State: state, Message: message}
-	s.Summary = t.summary
-	s.NotReady = t.worstFirst()
+	s.Display = v1alpha1.BundleDisplay{ReadyClusters: counts, State: state, Message: message}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: string(state), Message: message, ObservedGeneration: p.bundle.Generation}
 	if state == v1alpha1.StateReady {
 		ready.Status = metav1.ConditionTrue

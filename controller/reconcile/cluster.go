@@ -139,11 +139,12 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 }
 
 func (h *Hub) reserve(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster, s bundlefmt.Serial) error {
-	patch := client.MergeFrom(cl.DeepCopy())
-	cl.Status.DesiredSerial = int64(s)
-	if err := h.Client.Status().Patch(ctx, cl, patch); err != nil {
+	reserved := cl.DeepCopy() // the answer must not overwrite what this pass has learned
+	reserved.Status.DesiredSerial = int64(s)
+	if err := h.Client.Status().Patch(ctx, reserved, client.MergeFrom(cl)); err != nil {
 		return fmt.Errorf("reserve serial %d: %w", s, err)
 	}
+	cl.Status.DesiredSerial = int64(s)
 	h.floors.set(id, s)
 	return nil
 }
