@@ -47,6 +47,12 @@ func Build(ctx context.Context, progress io.Writer) (Binaries, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Binaries{}, err
 	}
+	// Packages are tested side by side: a program must not be run while another go build is writing it.
+	unlock, err := lock(dir + ".lock")
+	if err != nil {
+		return Binaries{}, err
+	}
+	defer unlock()
 	// A stable path: go build does not link again what is up to date there.
 	cmd := exec.CommandContext(ctx, "go", append(args, "-o", dir+string(filepath.Separator), "./cmd/shoal", "./cmd/shoal-agent")...)
 	cmd.Dir = root
