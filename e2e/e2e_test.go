@@ -20,6 +20,9 @@ import (
 
 var keep = flag.Bool("keep", false, "keep the directory with logs and data also when all stories pass")
 
+// maxClusters is enough for two stories at a time.
+const maxClusters = 6
+
 // shop is what all stories share. It is made by the first one; a package variable, because only TestMain outlives them.
 var shop struct {
 	ctx  context.Context
@@ -52,7 +55,7 @@ func run(m *testing.M) (code int) {
 		}
 	}()
 	shop.ctx, shop.dir = ctx, dir
-	shop.pool = fleet.NewPool(dir, os.Stderr)
+	shop.pool = fleet.NewPool(dir, maxClusters, os.Stderr)
 	defer func() {
 		if err := shop.pool.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "e2e: clusters:", err)

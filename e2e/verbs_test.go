@@ -379,6 +379,8 @@ func untilStdout(ctx context.Context, ts *testscript.TestScript, s *story, patte
 			cmd, err = kube(ctx, ts, s, command[1:])
 		case "shoal":
 			cmd, err = shoal(ctx, ts, s, command[1:])
+		case "shoal-agent":
+			cmd = exec.CommandContext(ctx, s.fleet.Binaries().Agent, command[1:]...)
 		default:
 			err = errUsage
 		}

@@ -26,27 +26,44 @@ type Pool struct {
 	dir string
 	log io.Writer
 
-	mu   sync.Mutex
-	all  []*kubetest.Cluster
-	idle []*kubetest.Cluster
-	work sync.WaitGroup // cleaning
-	errs []error        // of cleaning
+	limit int
+
+	mu       sync.Mutex
+	all      []*kubetest.Cluster
+	idle     []*kubetest.Cluster
+	cleaning int
+	cleaned  chan struct{} // closed and replaced when cleaning is smaller
+	work     sync.WaitGroup
+	errs     []error // of cleaning
 }
 
-// NewPool makes an empty pool; clusters are started when they are needed, below dir, which must be short.
-func NewPool(dir string, log io.Writer) *Pool { return &Pool{dir: dir, log: log} }
+// NewPool makes an empty pool; clusters are started when they are needed, below dir, which must be short. When there are limit of
+// them, a wish waits for one that is being cleaned rather than start another.
+func NewPool(dir string, limit int, log io.Writer) *Pool {
+	return &Pool{dir: dir, log: log, limit: limit, cleaned: make(chan struct{})}
+}
 
 // Get returns a clean cluster.
 func (p *Pool) Get(ctx context.Context) (*kubetest.Cluster, error) {
-	p.mu.Lock()
-	if n := len(p.idle); n > 0 {
-		c := p.idle[n-1]
-		p.idle = p.idle[:n-1]
+	for {
+		p.mu.Lock()
+		if n := len(p.idle); n > 0 {
+			c := p.idle[n-1]
+			p.idle = p.idle[:n-1]
+			p.mu.Unlock()
+			return c, nil
+		}
+		wait, cleaned := p.cleaning > 0 && len(p.all) >= p.limit, p.cleaned
 		p.mu.Unlock()
-		return c, nil
+		if !wait {
+			return p.Start(ctx, "sim")
+		}
+		select {
+		case <-cleaned:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	p.mu.Unlock()
-	return p.Start(ctx, "sim")
 }
 
 // Start starts a cluster that is not for reuse unless it is Put.
@@ -68,20 +85,24 @@ func (p *Pool) Start(ctx context.Context, nodes string) (*kubetest.Cluster, erro
 
 // Put gives a cluster back. It can be had again once it is clean.
 func (p *Pool) Put(c *kubetest.Cluster) {
-	p.work.Add(1)
-	go func() {
-		defer p.work.Done()
+	p.mu.Lock()
+	p.cleaning++
+	p.mu.Unlock()
+	p.work.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		err := clean(ctx, c)
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		p.cleaning--
+		close(p.cleaned)
+		p.cleaned = make(chan struct{})
 		if err != nil { // nobody gets it any more
 			p.errs = append(p.errs, fmt.Errorf("clean cluster %s: %w", c.Dir(), err))
 			return
 		}
 		p.idle = append(p.idle, c)
-	}()
+	})
 }
 
 // Close stops all clusters at once.
@@ -141,7 +162,7 @@ func clean(ctx context.Context, c *kubetest.Cluster) error {
 func removeAll(ctx context.Context, r dynamic.NamespaceableResourceInterface, namespaced bool, o metav1.ListOptions) error {
 	list, err := r.List(ctx, o)
 	if err != nil {
-		return err
+		return client.IgnoreNotFound(err) // its definition went a moment ago
 	}
 	for _, u := range list.Items {
 		at := dynamic.ResourceInterface(r)
