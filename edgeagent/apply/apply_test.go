@@ -214,7 +214,9 @@ func TestUnknownKindUntilItsCRDComes(t *testing.T) {
 	}
 
 	// Somebody else installs the CRD.
-	s.apply(s.deployment("crd", widgetCRD), nil)
+	if res, err := newApplier(t, s.cfg).Apply(t.Context(), s.deployment("crd", widgetCRD), nil); err != nil || res.Err() != nil {
+		t.Fatal(err, res.Err())
+	}
 	kubetest.Wait(t, "the kind to be served", func(ctx context.Context) error {
 		res, err := s.a.Apply(ctx, d, nil)
 		return errors.Join(err, res.Err())

@@ -275,7 +275,7 @@ func (w *kindWatch) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := w.once(ctx, func() {
-			if w.at == "" || down {
+			if w.at == "" {
 				for _, d := range w.a.tracked.users(w.gvr) {
 					w.tell(item{deployment: d}) // of no object: nobody knows it
 				}
@@ -294,7 +294,8 @@ func (w *kindWatch) run(ctx context.Context) {
 			if !down && w.outages.begin() {
 				w.a.log.Warn().Err(bare(err)).Str("resource", w.gvr.Resource).Msg("watch is interrupted, trying again")
 			}
-			down = true
+			// What the server has kept could be read on from here, but what is told after an outage should not depend on it.
+			down, w.at = true, ""
 		}
 		// Also after an orderly end: a server that ends watches at once must not be asked in a loop.
 		if time.Since(began) > backoffMax {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 
 	"shoal.dev/shoal/internal/kubetest"
 )
@@ -201,6 +204,55 @@ func TestServerRestart(t *testing.T) {
 	}
 	s.a.Close()
 	goleak.VerifyNone(t, leaks)
+}
+
+// A connection that is cut while the server goes on: the watch could resume without a gap, and still tells everything.
+func TestConnectionCut(t *testing.T) {
+	s := newSite(t)
+	var cut atomic.Bool
+	var mu sync.Mutex
+	var conns []net.Conn
+	cfg := rest.CopyConfig(s.cfg)
+	cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if cut.Load() {
+			return nil, errors.New("cut")
+		}
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			conns = append(conns, c)
+		}
+		return c, err
+	}
+	s.a = newApplier(t, cfg)
+	c := s.watch()
+	mark := s.deployment("mark", configMap("mark", "1"))
+	s.apply(mark, nil)
+	s.told(c, "mark", 0)
+	s.settled(c, mark)
+	n := c.count("mark")
+	cut.Store(true)
+	mu.Lock()
+	for _, conn := range conns {
+		conn.Close()
+	}
+	mu.Unlock()
+	kubetest.Wait(t, "the cut to be noticed", func(ctx context.Context) error {
+		if _, err := s.a.Check(ctx, mark); !errors.Is(err, ErrUnavailable) {
+			return fmt.Errorf("check says %v", err)
+		}
+		return nil
+	})
+	before := s.a.Requests().Watch
+	kubetest.Wait(t, "the watch to try again", func(context.Context) error {
+		if s.a.Requests().Watch < before+2 {
+			return errors.New("no attempt")
+		}
+		return nil
+	})
+	cut.Store(false)
+	s.told(c, "mark", n)
 }
 
 // What the watch knows already is not told again; what it does not know is.
