@@ -18,9 +18,10 @@ type link struct {
 	timeout time.Duration
 	closing atomic.Bool
 
-	lastRead, lastWrite atomic.Int64 // unix nanoseconds
-	unanswered          atomic.Int64 // bytes written since the last byte was read
-	traffic             *traffic     // of the client, over all its connections
+	lastRead atomic.Int64 // unix nanoseconds
+	written  atomic.Int64 // bytes handed to the kernel or below
+	arrived  atomic.Int64 // of written, those the broker is known to have read
+	traffic  *traffic     // of the client, over all its connections
 
 	limit  int // of one incoming packet in bytes
 	header int // bytes of the current fixed header seen
@@ -30,9 +31,7 @@ type link struct {
 
 func newLink(c net.Conn, timeout time.Duration, limit int) *link {
 	l := &link{Conn: c, timeout: timeout, limit: limit}
-	now := time.Now().UnixNano()
-	l.lastRead.Store(now)
-	l.lastWrite.Store(now)
+	l.lastRead.Store(time.Now().UnixNano())
 	return l
 }
 
@@ -47,11 +46,10 @@ func (l *link) Unlock() {
 	if !l.closing.Load() {
 		_ = l.SetWriteDeadline(time.Now().Add(l.timeout))
 	}
-	l.unanswered.Add(int64(l.out.Len()))
+	l.written.Add(int64(l.out.Len()))
 	if _, err := l.Conn.Write(l.out.Bytes()); err != nil {
 		_ = l.Conn.Close()
 	}
-	l.lastWrite.Store(time.Now().UnixNano())
 	l.out.Reset()
 	if l.out.Cap() > 4096 {
 		l.out = bytes.Buffer{} // an agent is small at rest
@@ -70,7 +68,6 @@ func (l *link) Read(p []byte) (int, error) {
 	n, err := l.Conn.Read(p)
 	if n > 0 {
 		l.lastRead.Store(time.Now().UnixNano())
-		l.unanswered.Store(0)
 		if l.traffic != nil {
 			l.traffic.received.Add(int64(n))
 			l.traffic.heard.Store(time.Now().UnixNano())
