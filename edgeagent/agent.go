@@ -77,6 +77,9 @@ func (a *Agent) Close() error {
 			errs = append(errs, err)
 		}
 	}
+	if a.applier != nil {
+		a.applier.Close()
+	}
 	if a.store != nil {
 		errs = append(errs, a.store.Close())
 	}

@@ -3,6 +3,7 @@ package edgeagent
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"shoal.dev/shoal/bundlefmt"
@@ -53,12 +54,16 @@ func (s *site) document(topic string, payload []byte, accept func([]byte) error)
 	case errors.Is(err, bundlefmt.ErrUntrusted):
 		s.waiting[topic] = payload
 	}
-	s.refuse(topic, err)
+	if !s.again { // it is the same message, refused once
+		s.refuse(topic, err)
+	}
 }
 
 // reconsider looks again at documents that could not be used.
 func (s *site) reconsider() {
-	for topic, payload := range s.waiting {
+	s.again = true
+	defer func() { s.again = false }()
+	for topic, payload := range maps.Clone(s.waiting) {
 		s.receive(mqtt.Message{Topic: topic, Payload: payload})
 	}
 }

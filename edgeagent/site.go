@@ -46,6 +46,8 @@ type site struct {
 	desired *bundlefmt.Desired // nil: none that could be verified
 	waiting map[string][]byte  // documents that may be acceptable later, by topic; see receive
 
+	again bool // waiting is being looked at
+
 	records map[string]store.Record
 	local   map[string]*local
 	onDisk  map[bundlefmt.Digest]bool

@@ -98,12 +98,12 @@ func (s *Store) put(name string, data []byte) error {
 	if s.written[name] == sum {
 		return nil
 	}
-	delete(s.written, name)
 	b := wrap(data)
 	path := filepath.Join(s.dir, name)
 	if err := replace(path, b); err != nil {
-		return err
+		return err // what was there still is
 	}
+	delete(s.written, name)
 	if err := replace(path+copySuffix, b); err != nil {
 		return err
 	}

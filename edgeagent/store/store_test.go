@@ -455,6 +455,14 @@ func TestFullDisk(t *testing.T) {
 	for i := 0; err == nil && i < 1000; i++ {
 		err = s.PutPart(bundlefmt.Sum([]byte("big")), i, big)
 	}
+	for err := error(nil); err == nil; { // to the last byte
+		f, ferr := os.OpenFile(filepath.Join(dir, bundlesDir, "ballast"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if ferr != nil {
+			break
+		}
+		_, err = f.Write(big[:100])
+		f.Close()
+	}
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("got %v, want ENOSPC", err)
 	}
@@ -462,10 +470,13 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("got %v, want ENOSPC", err)
 	}
 	check(t, s, b) // what was there stays
+	if err := s.PutRecord(record("web", 6)); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("got %v, want ENOSPC", err)
+	}
 	if err := s.PutRecord(record("web", 5)); err != nil {
 		t.Errorf("writing what is there already needs no space: %v", err)
 	}
-	if n, err := s.Collect(map[bundlefmt.Digest]bool{b.Digest: true}); err != nil || n != 1 {
+	if n, err := s.Collect(map[bundlefmt.Digest]bool{b.Digest: true}); err != nil || n != 2 {
 		t.Fatalf("collect on a full disk: %d %v", n, err)
 	}
 	if err := s.PutRecord(record("web", 8)); err != nil {
