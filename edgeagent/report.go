@@ -104,7 +104,7 @@ func (s *site) report(now time.Time) time.Time {
 	if least := r.last.Add(s.o.Timing.Report); at.Before(least) {
 		at = least
 	}
-	if linger := s.began.Add(maxLinger); now.Before(linger) && at.Before(linger) && !r.force && s.unseen() {
+	if linger := s.began.Add(maxLinger); now.Before(linger) && at.Before(linger) && s.unseen() {
 		at = linger
 	}
 	if now.Before(at) {

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/edgeagent/store"
+)
+
+func TestCommandLine(t *testing.T) {
+	none := func(string) string { return "" }
+	for _, c := range []struct {
+		what string
+		args []string
+		env  map[string]string
+		code int
+		out  string
+		err  string
+	}{
+		{"help", []string{"--help"}, nil, 0, "shoal-agent status --data-dir", ""},
+		{"help as a command", []string{"help"}, nil, 0, "Examples:", ""},
+		{"version", []string{"version"}, nil, 0, "dev", ""},
+		{"unknown command", []string{"rnu"}, nil, 2, "", `unknown command "rnu": want run, status or version`},
+		{"unknown flag", []string{"run", "--data"}, nil, 2, "", "flag provided but not defined: -data"},
+		{"an argument too many", []string{"status", "x"}, nil, 2, "", `unexpected argument "x"`},
+		{"no directory", []string{"status", "--data-dir", "/nonexistent"}, nil, 1, "", "is --data-dir /nonexistent right?"},
+		{"environment", []string{"status"}, map[string]string{"SHOAL_DATA_DIR": "/nowhere"}, 1, "", "/nowhere"},
+		{"flag before environment", []string{"status", "--data-dir", "/nonexistent"}, map[string]string{"SHOAL_DATA_DIR": "/nowhere"}, 1, "", "/nonexistent"},
+		{"bad environment", []string{"run"}, map[string]string{"SHOAL_KEEP_ALIVE": "soon"}, 2, "", "SHOAL_KEEP_ALIVE"},
+		{"bad prefix", []string{"run", "--topic-prefix", "a/b/c"}, nil, 2, "", "topic prefix"},
+		{"bad level", []string{"run", "--log-level", "loud"}, nil, 2, "", "want debug, info, warn or error"},
+		{"bad format", []string{"run", "--log-format", "xml"}, nil, 2, "", "want auto, json or console"},
+		{"no cluster", []string{"run"}, nil, 1, "", "give --kubeconfig"},
+		{"no kubeconfig", []string{"run", "--kubeconfig", "/nonexistent"}, nil, 1, "", "/nonexistent"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			getenv := none
+			if c.env != nil {
+				getenv = func(k string) string { return c.env[k] }
+			}
+			t.Setenv("KUBERNETES_SERVICE_HOST", "")
+			var stdout, stderr bytes.Buffer
+			code := run(context.Background(), c.args, getenv, &stdout, &stderr)
+			if code != c.code || !strings.Contains(stdout.String(), c.out) || !strings.Contains(stderr.String(), c.err) {
+				t.Errorf("exit %d\nstdout: %s\nstderr: %s", code, &stdout, &stderr)
+			}
+		})
+	}
+}
+
+// What a technician sees of an agent that is not running and left nothing but its records.
+func TestStatusFromRecords(t *testing.T) {
+	dir := t.TempDir()
+	s, err := store.Open(dir, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rel := store.Release{Serial: 5, Digest: bundlefmt.Sum([]byte("x"))}
+	for _, err := range []error{
+		s.PutFloor(store.Floor{Desired: 7}),
+		s.PutRecord(store.Record{Name: "web", Applied: &rel, State: bundlefmt.NotReady, Message: "1 of 2 objects are not ready", Since: time.Now().Add(-3 * time.Hour)}),
+		s.Close(),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out bytes.Buffer
+	if err := status(config{dataDir: dir}, &out, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"NOT RUNNING", "desired document 7", "web", "NotReady", "5 (2d711642)", "3h ago", "1 of 2 objects are not ready"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in:\n%s", want, &out)
+		}
+	}
+}
+
+// The agent stays small: none of the hub's heavy libraries may come in by any way.
+func TestDependencies(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p := range strings.Lines(string(out)) {
+		p = strings.TrimSpace(p)
+		for _, bad := range []string{"helm.sh/", "sigs.k8s.io/kustomize", "github.com/mochi-mqtt", "github.com/go-git", "sigs.k8s.io/controller-runtime", "shoal.dev/shoal/broker", "shoal.dev/shoal/controller"} {
+			if strings.HasPrefix(p, bad) {
+				t.Errorf("the agent reaches %s", p)
+			}
+		}
+	}
+	if !strings.Contains(string(out), filepath.Join("shoal.dev/shoal", "edgeagent")) {
+		t.Error("go list did not list the agent's packages")
+	}
+}

@@ -1,0 +1,121 @@
+package edgeagent_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/internal/kubetest"
+)
+
+// TestFootprint measures the built agent: size, memory idle and with 50 bundles of 10 objects, requests at rest. It runs when
+// SHOAL_BENCH is set; the limits are those of the goals.
+func TestFootprint(t *testing.T) {
+	if os.Getenv("SHOAL_BENCH") == "" {
+		t.Skip("set SHOAL_BENCH=1 to measure")
+	}
+	h := newHub(t)
+	s := newSite(t, h, "store-1")
+	binary := filepath.Join(t.TempDir(), "shoal-agent")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "shoal.dev/shoal/cmd/shoal-agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	info, err := os.Stat(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("binary: %.1f MB", float64(info.Size())/1e6)
+
+	var stderr bytes.Buffer
+	cmd := exec.Command(binary, "run", "--data-dir", s.o.DataDir, "--token-file", s.o.TokenFile, "--cluster-name", "store-1",
+		"--kubeconfig", kubeconfig(t, s.o.Kubernetes), "--metrics-listen", "127.0.0.1:0", "--log-format", "json")
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v\n%s", err, &stderr)
+		}
+	})
+	h.awaitPresence(s.c, "online", func(p *bundlefmt.Presence) bool { return p.Online })
+	h.awaitReport(s.c, "facts", func(r *bundlefmt.Reported) bool { return r.Facts != "" })
+	t.Logf("idle: %s", memory(t, cmd.Process.Pid))
+
+	var entries []bundlefmt.Deployment
+	for i := range 50 {
+		var objects []string
+		for j := range 9 {
+			objects = append(objects, s.configMap(fmt.Sprintf("b%d-%d", i, j), "some configuration of a shop"))
+		}
+		b := h.seal(append(objects, s.workload(fmt.Sprintf("app-%d", i)))...)
+		h.put(s.c, "", b)
+		entries = append(entries, entry(fmt.Sprintf("app-%d", i), 1, b, fix))
+	}
+	began := time.Now()
+	h.order(s.c, 1, entries...)
+	h.awaitReport(s.c, "all ready", func(r *bundlefmt.Reported) bool {
+		for _, d := range r.Deployments {
+			if d.State != bundlefmt.Ready {
+				return false
+			}
+		}
+		return len(r.Deployments) == 50
+	})
+	t.Logf("50 bundles of 10 objects ready after %s: %s", time.Since(began).Round(time.Second), memory(t, cmd.Process.Pid))
+	kubetest.Wait(t, "a minute at rest", func(context.Context) error {
+		if left := time.Minute - time.Since(began); left > 0 {
+			return fmt.Errorf("%s to go", left)
+		}
+		return nil
+	})
+	t.Logf("a minute later: %s", memory(t, cmd.Process.Pid))
+}
+
+func kubeconfig(t *testing.T, c *rest.Config) string {
+	t.Helper()
+	cfg := clientcmdapi.NewConfig()
+	cfg.Clusters["c"] = &clientcmdapi.Cluster{Server: c.Host, CertificateAuthority: c.CAFile, CertificateAuthorityData: c.CAData}
+	cfg.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificate: c.CertFile, ClientCertificateData: c.CertData, ClientKey: c.KeyFile, ClientKeyData: c.KeyData, Token: c.BearerToken}
+	cfg.Contexts["x"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	cfg.CurrentContext = "x"
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*cfg, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var rss = regexp.MustCompile(`VmRSS:\s+(\d+) kB`)
+
+func memory(t *testing.T, pid int) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := rss.FindSubmatch(b)
+	if m == nil {
+		t.Fatal("no VmRSS")
+	}
+	kb, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%.1f MB resident", float64(kb)/1024)
+}
