@@ -39,7 +39,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends it at once; children end with it
 
-	d := &demo{screen: newScreen(stdout)}
+	d := &demo{screen: newScreen(stdout), shown: map[string]string{}}
 	err := d.play(ctx, *check)
 	interrupted := ctx.Err() != nil
 	if err != nil && !interrupted {
@@ -66,7 +66,8 @@ type demo struct {
 	bin      fleet.Binaries
 	fleet    *fleet.Fleet
 	clusters map[string]*kubetest.Cluster
-	bundle   string // the directory that is deployed
+	bundle   string            // the directory that is deployed
+	shown    map[string]string // what was last said of an object
 	numbers  []string
 }
 

@@ -248,14 +248,13 @@ func (d *demo) look(ctx context.Context) (state, error) {
 	return s, nil
 }
 
-// watch prints what the hub says of each object whenever that changes, until done returns nil.
+// watch prints what the hub says of each object whenever that has changed, until done returns nil.
 func (d *demo) watch(ctx context.Context, limit time.Duration, done func(state) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	shown := map[string]string{}
 	show := func(name, text string) {
-		if shown[name] != text {
-			shown[name] = text
+		if d.shown[name] != text {
+			d.shown[name] = text
 			d.say("    %s", strings.TrimRight(fmt.Sprintf("%-16s %s", name, text), " "))
 		}
 	}
@@ -265,13 +264,13 @@ func (d *demo) watch(ctx context.Context, limit time.Duration, done func(state) 
 			return err
 		}
 		for _, name := range d.fleet.SiteNames() {
-			if c, ok := s.clusters[name]; ok {
-				show("cluster "+name, fmt.Sprintf("%-8s bundles %s  %-12s %s", c.Status.Presence, c.Status.Display.ReadyBundles, c.Status.Display.State, c.Status.Display.Message))
+			if c, ok := s.clusters[name]; ok && c.Status.Presence != "" {
+				show("cluster "+name, fmt.Sprintf("%-8s %s bundles   %-12s %s", c.Status.Presence, c.Status.Display.ReadyBundles, c.Status.Display.State, c.Status.Display.Message))
 			}
 		}
 		for name, b := range s.bundles {
 			if b.Status.ObservedGeneration == b.Generation {
-				show("bundle "+name, fmt.Sprintf("%-8s clusters %s %-12s %s", "", b.Status.Display.ReadyClusters, b.Status.Display.State, b.Status.Display.Message))
+				show("bundle "+name, fmt.Sprintf("%-8s %s clusters  %-12s %s", "", b.Status.Display.ReadyClusters, b.Status.Display.State, b.Status.Display.Message))
 			}
 		}
 		return done(s)
