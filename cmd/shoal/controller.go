@@ -62,6 +62,7 @@ after a restart and may be lost.`,
 			if err != nil {
 				return err
 			}
+			config.QPS, config.Burst = 200, 400 // a status write per cluster when a fleet comes back
 			return runHub(cmd.Context(), config, o, log)
 		},
 	}

@@ -111,7 +111,7 @@ func (h *Hub) Setup(mgr ctrl.Manager) error {
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).Named("cluster").For(&v1alpha1.Cluster{}, specOrLabels).
 		WatchesRawSource(source.Func(h.clusters.start)).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 8}). // a publish waits for the disk: several share one commit
+		WithOptions(controller.Options{MaxConcurrentReconciles: 32}). // a publish waits for the disk: many share one commit
 		Complete(reconcile.Func(h.reconcileCluster)); err != nil {
 		return fmt.Errorf("set up clusters: %w", err)
 	}
