@@ -1,9 +1,10 @@
 package edgeagent_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,7 +41,7 @@ func TestFootprint(t *testing.T) {
 	}
 	t.Logf("binary: %.1f MB", float64(info.Size())/1e6)
 
-	var stderr bytes.Buffer
+	var stderr logBuffer
 	cmd := exec.Command(binary, "run", "--data-dir", s.o.DataDir, "--token-file", s.o.TokenFile, "--cluster-name", "store-1",
 		"--kubeconfig", kubeconfig(t, s.o.Kubernetes), "--metrics-listen", "127.0.0.1:0", "--log-format", "json")
 	cmd.Stderr = &stderr
@@ -78,13 +79,14 @@ func TestFootprint(t *testing.T) {
 		return len(r.Deployments) == 50
 	})
 	t.Logf("50 bundles of 10 objects ready after %s: %s", time.Since(began).Round(time.Second), memory(t, cmd.Process.Pid))
+	before, rest := requests(t, stderr.String()), time.Now()
 	kubetest.Wait(t, "a minute at rest", func(context.Context) error {
-		if left := time.Minute - time.Since(began); left > 0 {
+		if left := time.Minute - time.Since(rest); left > 0 {
 			return fmt.Errorf("%s to go", left)
 		}
 		return nil
 	})
-	t.Logf("a minute later: %s", memory(t, cmd.Process.Pid))
+	t.Logf("a minute later: %s, %d requests to the API server in it", memory(t, cmd.Process.Pid), requests(t, stderr.String())-before)
 }
 
 func kubeconfig(t *testing.T, c *rest.Config) string {
@@ -118,4 +120,31 @@ func memory(t *testing.T, pid int) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("%.1f MB resident", float64(kb)/1024)
+}
+
+var (
+	address = regexp.MustCompile(`"address":"([^"]+)"`)
+	asked   = regexp.MustCompile(`(?m)^shoal_agent_api_requests_total\{.*\} (\d+)`)
+)
+
+func requests(t *testing.T, log string) int {
+	t.Helper()
+	res, err := http.Get("http://" + address.FindStringSubmatch(log)[1] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0
+	for _, m := range asked.FindAllSubmatch(b, -1) {
+		n, err := strconv.Atoi(string(m[1]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n
+	}
+	return sum
 }
