@@ -121,7 +121,7 @@ func owns(live *unstructured.Unstructured, path []string) bool {
 			continue
 		}
 		var fields map[string]any
-		if json.Unmarshal(m.FieldsV1.Raw, &fields) != nil {
+		if json.Unmarshal(m.FieldsV1.GetRawBytes(), &fields) != nil {
 			continue
 		}
 		if _, ok, _ := unstructured.NestedFieldNoCopy(fields, path...); ok {
