@@ -417,7 +417,12 @@ func TestHalfDoneApplyIsNotForgotten(t *testing.T) {
 		t.Fatalf("it was all done already")
 	}
 	api.SetDelay(0)
+	api.Cut() // or it would finish what it began before it hears of the next order
 	h.order(s.c, 3, entry("web", 3, small, fix))
+	s.start()
+	h.awaitReport(s.c, "the order", func(r *bundlefmt.Reported) bool { return r.Serial == 3 })
+	s.halt()
+	api.Restore()
 	s.start()
 	h.awaitState(s.c, "web", 3, bundlefmt.Ready)
 	if got := s.names(); !slices.Equal(got, []string{"c-00"}) {
