@@ -99,7 +99,6 @@ type tally struct {
 	summary v1alpha1.Summary
 	worst   v1alpha1.State
 	items   []v1alpha1.NotReadyItem
-	since   time.Time // of the newest change
 }
 
 // severity orders states for summaries, worst first. It is bundlefmt's order with the hub's own states put in.
