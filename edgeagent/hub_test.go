@@ -511,10 +511,7 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-var (
-	configMaps  = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
-	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
-)
+var configMaps = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
 
 // configMap is an object in the site's namespace.
 func (s *site) configMap(name, value string) string {
