@@ -239,7 +239,7 @@ func Until(ctx context.Context, try func(context.Context) error) error {
 		if errors.As(err, &final) {
 			return final.error
 		}
-		if last == nil || ctx.Err() == nil {
+		if last == nil || !endsSoon(ctx) {
 			last = err // an attempt that ctx cut short says less than the one before
 		}
 		select {
@@ -248,4 +248,9 @@ func Until(ctx context.Context, try func(context.Context) error) error {
 			return fmt.Errorf("after %s: %w", time.Since(begin).Round(100*time.Millisecond), last)
 		}
 	}
+}
+
+func endsSoon(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && time.Until(deadline) < 50*time.Millisecond
 }
