@@ -109,6 +109,9 @@ func (d *download) run(ctx context.Context) error {
 		missing, header, err := d.s.store.Missing(d.rel.Digest, d.keys)
 		if err == nil && len(missing) == 0 {
 			if _, err = d.s.store.Bundle(d.rel.Digest, d.keys); err == nil {
+				if err := d.s.store.Verified(d.rel.Digest, d.keys); err != nil {
+					d.log.Warn().Err(err).Msg("keep the keys of a bundle")
+				}
 				d.log.Info().Dur("took", time.Since(began)).Int("parts", header.Parts()).Msg("bundle is complete")
 				return nil
 			}
@@ -229,7 +232,7 @@ func (d *download) take(h *bundlefmt.Header, n int, b []byte) error {
 	case len(b) == 0:
 		err = bundlefmt.ErrEmpty
 	case n == 0:
-		_, err = bundlefmt.OpenHeader(b, d.rel.Digest, d.keys.Trust, d.keys.Limits)
+		_, err = bundlefmt.OpenHeader(b, d.rel.Digest, d.keys.Trust(), d.keys.Limits)
 	default:
 		err = h.CheckPart(n, b)
 	}

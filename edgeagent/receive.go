@@ -73,7 +73,7 @@ func (s *site) acceptDesired(payload []byte) error {
 	if s.desired != nil && sum == s.floor.Document {
 		return nil // verified before
 	}
-	d, err := bundlefmt.OpenDesired(payload, s.trust, s.audience(), s.limits)
+	d, err := bundlefmt.OpenDesired(payload, s.keys().Trust(), s.audience(), s.limits)
 	if err != nil {
 		return &refusal{err}
 	}
@@ -122,7 +122,7 @@ func (s *site) acceptTrust(payload []byte) error {
 	if err := s.store.PutFloor(floor); err != nil {
 		return fmt.Errorf("trust document %d cannot be kept and is not acted on: %w", doc.Serial, err)
 	}
-	s.floor, s.trust = floor, bundlefmt.NewTrust(doc.Keys...)
+	s.floor, s.signers = floor, doc.Keys
 	s.log.Info().Stringer("serial", doc.Serial).Int("keys", len(doc.Keys)).Msg("trust document accepted")
 	s.say.soon(time.Now(), 0)
 	// What was judged by the old keys is judged again.

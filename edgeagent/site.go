@@ -2,6 +2,7 @@ package edgeagent
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,9 +43,9 @@ type site struct {
 	id      store.Identity
 	cluster topics.Cluster
 	floor   store.Floor
-	trust   bundlefmt.Trust
-	desired *bundlefmt.Desired // nil: none that could be verified
-	waiting map[string][]byte  // documents that may be acceptable later, by topic; see receive
+	signers []ed25519.PublicKey // who may sign, now
+	desired *bundlefmt.Desired  // nil: none that could be verified
+	waiting map[string][]byte   // documents that may be acceptable later, by topic; see receive
 
 	again bool // waiting is being looked at
 
@@ -165,7 +166,7 @@ func (s *site) loadTrust() error {
 	if err != nil {
 		return err
 	}
-	s.trust = bundlefmt.NewTrust(doc.Keys...)
+	s.signers = doc.Keys
 	s.floor.Trust = max(s.floor.Trust, doc.Serial)
 	return nil
 }
@@ -179,7 +180,7 @@ func (s *site) loadDesired() {
 	}
 	if err == nil {
 		var d *bundlefmt.Desired
-		if d, err = bundlefmt.OpenDesired(raw, s.trust, s.audience(), s.limits); err == nil {
+		if d, err = bundlefmt.OpenDesired(raw, s.keys().Trust(), s.audience(), s.limits); err == nil {
 			s.desired = d
 			s.floor.Desired, s.floor.Document = d.Serial, bundlefmt.Sum(raw)
 			s.log.Info().Stringer("serial", d.Serial).Int("deployments", len(d.Deployments)).Msg("going on with the desired document on disk")
@@ -204,7 +205,7 @@ func (s *site) survey(all bool) {
 	}
 }
 
-func (s *site) keys() store.Keys { return store.Keys{Trust: s.trust, Limits: s.limits} }
+func (s *site) keys() store.Keys { return store.Keys{Public: s.signers, Limits: s.limits} }
 
 // needed are the bundles that are ordered, applied, begun, or the way back.
 func (s *site) needed() map[bundlefmt.Digest]bool {

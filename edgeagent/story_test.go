@@ -384,6 +384,13 @@ func TestKeyRotation(t *testing.T) {
 	h.awaitReport(s.c, "trust 2 to be refused", func(r *bundlefmt.Reported) bool {
 		return r.Refused.Topic == prefix.Trust(workspace) && r.Trust == 3
 	})
+	// What runs is still kept, also after a restart, although the key that signed it is gone.
+	s.edit("a", "x")
+	s.awaitValue("a", "1")
+	s.halt()
+	s.edit("a", "y")
+	s.start()
+	s.awaitValue("a", "1")
 }
 
 // The power goes in the middle of an apply; the next order drops most of it. Nothing is left behind.

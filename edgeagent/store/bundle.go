@@ -1,11 +1,14 @@
 package store
 
 import (
+	"bytes"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"shoal.dev/shoal/bundlefmt"
@@ -47,8 +50,42 @@ func (s *Store) part(d bundlefmt.Digest, n int, l bundlefmt.Limits) ([]byte, err
 
 // Keys is what verifies a bundle.
 type Keys struct {
-	Trust  bundlefmt.Trust
+	Public []ed25519.PublicKey // in force now
 	Limits bundlefmt.Limits
+}
+
+// Trust is the set of keys for what arrives.
+func (k Keys) Trust() bundlefmt.Trust { return bundlefmt.NewTrust(k.Public...) }
+
+// keysFile stands beside the parts of a bundle that was complete and verified once. It holds the keys of that moment: when
+// they are rotated out, what they signed is refused from the broker, but what already runs here can still be kept as it is.
+// Nothing is lost by that, since a desired document, or the record of one, names the bundle by its hash.
+const keysFile = "keys"
+
+// Verified notes that a bundle is complete and acceptable.
+func (s *Store) Verified(d bundlefmt.Digest, k Keys) error {
+	return replace(filepath.Join(s.bundleDir(d), keysFile), wrap(bytes.Join(asBytes(k.Public), nil)))
+}
+
+func asBytes(keys []ed25519.PublicKey) [][]byte {
+	out := make([][]byte, len(keys))
+	for i, k := range keys {
+		out[i] = k
+	}
+	return out
+}
+
+// trust is the set of keys for a bundle on disk.
+func (s *Store) trust(d bundlefmt.Digest, k Keys) bundlefmt.Trust {
+	b, err := readChecked(filepath.Join(s.bundleDir(d), keysFile))
+	if err != nil || len(b)%ed25519.PublicKeySize != 0 { // without it the keys in force must do
+		return k.Trust()
+	}
+	keys := slices.Clone(k.Public)
+	for old := range slices.Chunk(b, ed25519.PublicKeySize) {
+		keys = append(keys, old)
+	}
+	return bundlefmt.NewTrust(keys...)
 }
 
 // Missing verifies what is on disk of a bundle and names the parts that are not there. Parts that do not hold are set
@@ -56,7 +93,7 @@ type Keys struct {
 func (s *Store) Missing(d bundlefmt.Digest, k Keys) (missing []int, header *bundlefmt.Header, err error) {
 	p0, err := s.part(d, 0, k.Limits)
 	if err == nil {
-		header, err = bundlefmt.OpenHeader(p0, d, k.Trust, k.Limits)
+		header, err = bundlefmt.OpenHeader(p0, d, s.trust(d, k), k.Limits)
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -96,7 +133,7 @@ func (s *Store) Bundle(d bundlefmt.Digest, k Keys) (*bundlefmt.Bundle, error) {
 			return nil, fmt.Errorf("%w: %w", ErrIncomplete, err)
 		}
 	}
-	return bundlefmt.Open(parts, d, k.Trust, k.Limits)
+	return bundlefmt.Open(parts, d, s.trust(d, k), k.Limits)
 }
 
 // Collect removes bundles that keep does not name and says how many.

@@ -6,7 +6,7 @@
 //	lock                      held (flock) while an agent runs
 //	identity trust desired floor
 //	records/NAME              one per deployment
-//	bundles/DIGEST/N          part N of a bundle, as it came
+//	bundles/DIGEST/N          part N of a bundle, as it came; keys: who could sign when it was complete
 //	status                    for "shoal-agent status"; may be lost
 //	damaged/                  what could not be read, moved out of the way for a person to look at
 //

@@ -58,7 +58,7 @@ func signer() bundlefmt.Signer {
 }
 
 func keys() Keys {
-	return Keys{Trust: bundlefmt.NewTrust(signer().Public()), Limits: small()}
+	return Keys{Public: []ed25519.PublicKey{signer().Public()}, Limits: small()}
 }
 
 // small limits make a bundle of a few kilobytes have several parts.
@@ -339,6 +339,28 @@ func TestDamagedPartIsFetchedAgain(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A bundle that was verified once can be used after its key was rotated out; one that was not is refused.
+func TestRotatedKeys(t *testing.T) {
+	s, _ := open(t, t.TempDir())
+	known, fresh := sealed(t, 1, 20), sealed(t, 2, 20)
+	putAll(t, s, known)
+	if err := s.Verified(known.Digest, keys()); err != nil {
+		t.Fatal(err)
+	}
+	putAll(t, s, fresh)
+	later := Keys{Public: []ed25519.PublicKey{ed25519.NewKeyFromSeed(make([]byte, 32)).Public().(ed25519.PublicKey)}, Limits: small()}
+	if _, err := s.Bundle(known.Digest, later); err != nil {
+		t.Errorf("what was verified: %v", err)
+	}
+	if _, err := s.Bundle(fresh.Digest, later); !errors.Is(err, ErrIncomplete) {
+		t.Errorf("what was not: %v", err)
+	}
+	damages["flipped"](t, filepath.Join(s.bundleDir(known.Digest), keysFile))
+	if _, err := s.Bundle(known.Digest, later); !errors.Is(err, ErrIncomplete) {
+		t.Errorf("with damaged keys: %v", err)
 	}
 }
 
