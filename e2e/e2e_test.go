@@ -54,6 +54,7 @@ func run(m *testing.M) (code int) {
 			fmt.Fprintln(os.Stderr, "e2e:", err)
 		}
 	}()
+	fleet.Quiet()
 	shop.ctx, shop.dir = ctx, dir
 	shop.pool = fleet.NewPool(dir, maxClusters, os.Stderr)
 	defer func() {

@@ -39,6 +39,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends it at once; children end with it
 
+	fleet.Quiet()
 	d := &demo{screen: newScreen(stdout), shown: map[string]string{}}
 	err := d.play(ctx, *check)
 	interrupted := ctx.Err() != nil

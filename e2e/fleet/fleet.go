@@ -43,10 +43,14 @@ type Fleet struct {
 	sites map[string]*Site
 }
 
+// Quiet gives controller-runtime a logger, without which its clients complain at length. A program calls it once.
+func Quiet() {
+	silent := zerolog.Nop()
+	crlog.SetLogger(zerologr.New(&silent))
+}
+
 // New prepares a fleet without hub and sites.
 func New(o Options) (*Fleet, error) {
-	silent := zerolog.Nop()
-	crlog.SetLogger(zerologr.New(&silent)) // its clients complain at length when there is none
 	if o.KeepAlive == 0 {
 		o.KeepAlive = 4 * time.Second
 	}
