@@ -316,6 +316,9 @@ var (
 // text of templates: it may name a template whose branch was not taken.
 func (r *rendering) noteFunctions(c *chart.Chart) {
 	for _, t := range c.Templates {
+		if !mentions(t.Data) {
+			continue
+		}
 		file := path.Join(c.ChartFullPath(), t.Name)
 		for _, a := range action.FindAll(t.Data, -1) {
 			if lookupUse.Match(a) {
@@ -329,6 +332,16 @@ func (r *rendering) noteFunctions(c *chart.Chart) {
 	for _, d := range c.Dependencies() {
 		r.noteFunctions(d)
 	}
+}
+
+// mentions is a quick look, since the expressions cost as much as rendering does: most templates have none of these words.
+func mentions(template []byte) bool {
+	for _, word := range []string{"lookup", "rand", "shuffle", "uuidv4", "now", "ago", "htpasswd", "bcrypt", "encryptAES", "gen"} {
+		if bytes.Contains(template, []byte(word)) {
+			return true
+		}
+	}
+	return false
 }
 
 // helmMessage is an error of Helm on one line.
