@@ -16,12 +16,12 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/term"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"shoal.dev/shoal/edgeagent"
+	"shoal.dev/shoal/internal/logging"
 	"shoal.dev/shoal/topics"
 )
 
@@ -125,8 +125,8 @@ func parse(cmd string, args []string, getenv func(string) string, stdout io.Writ
 	fs.StringVar(&c.prefix, "topic-prefix", string(topics.Default), "start of every MQTT `topic`; the same as on the hub")
 	fs.DurationVar(&c.keepAlive, "keep-alive", time.Minute, "`interval` after which a quiet link is probed; the hub sees a lost one within 1.5 of it")
 	fs.StringVar(&c.metricsListen, "metrics-listen", "", "`address` of /metrics and /healthz, such as :9464; empty: none")
-	fs.StringVar(&c.logLevel, "log-level", "info", "least `level` to log: debug, info, warn or error")
-	fs.StringVar(&c.logFormat, "log-format", "auto", "json, console, or auto: console on a terminal")
+	fs.StringVar(&c.logLevel, "log-level", "info", logging.LevelHelp)
+	fs.StringVar(&c.logFormat, "log-format", "auto", logging.FormatHelp)
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, usage)
@@ -153,9 +153,9 @@ func parse(cmd string, args []string, getenv func(string) string, stdout io.Writ
 
 // serve is the agent as a process.
 func serve(ctx context.Context, c config, stderr io.Writer) error {
-	log, err := logger(c, stderr)
+	log, err := logging.New(stderr, c.logFormat, c.logLevel)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	// client-go writes to standard error by itself, as prose; here it becomes part of the log.
 	klog.LogToStderr(false)
@@ -196,26 +196,6 @@ func access(kubeconfig string) (*rest.Config, error) {
 		return nil, fmt.Errorf("access to the cluster: --kubeconfig %s: %w", kubeconfig, err)
 	}
 	return cfg, nil
-}
-
-func logger(c config, w io.Writer) (zerolog.Logger, error) {
-	level, err := zerolog.ParseLevel(c.logLevel)
-	if err != nil || c.logLevel == "" {
-		return zerolog.Nop(), fmt.Errorf("%w: --log-level %q: want debug, info, warn or error", errUsage, c.logLevel)
-	}
-	console := c.logFormat == "console"
-	switch c.logFormat {
-	case "json", "console":
-	case "auto":
-		f, ok := w.(*os.File)
-		console = ok && term.IsTerminal(int(f.Fd()))
-	default:
-		return zerolog.Nop(), fmt.Errorf("%w: --log-format %q: want auto, json or console", errUsage, c.logFormat)
-	}
-	if console {
-		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly}
-	}
-	return zerolog.New(w).Level(level).With().Timestamp().Logger(), nil
 }
 
 // lines makes log entries of what a library prints.

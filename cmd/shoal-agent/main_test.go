@@ -36,8 +36,8 @@ func TestCommandLine(t *testing.T) {
 		{"flag before environment", []string{"status", "--data-dir", "/nonexistent"}, map[string]string{"SHOAL_DATA_DIR": "/nowhere"}, 1, "", "/nonexistent"},
 		{"bad environment", []string{"run"}, map[string]string{"SHOAL_KEEP_ALIVE": "soon"}, 2, "", "SHOAL_KEEP_ALIVE"},
 		{"bad prefix", []string{"run", "--topic-prefix", "a/b/c"}, nil, 2, "", "topic prefix"},
-		{"bad level", []string{"run", "--log-level", "loud"}, nil, 2, "", "want debug, info, warn or error"},
-		{"bad format", []string{"run", "--log-format", "xml"}, nil, 2, "", "want auto, json or console"},
+		{"bad level", []string{"run", "--log-level", "loud"}, nil, 2, "", "want trace, debug, info, warn or error"},
+		{"bad format", []string{"run", "--log-format", "xml"}, nil, 2, "", "want json, text or auto"},
 		{"no cluster", []string{"run"}, nil, 1, "", "give --kubeconfig"},
 		{"no kubeconfig", []string{"run", "--kubeconfig", "/nonexistent"}, nil, 1, "", "/nonexistent"},
 	} {

@@ -76,7 +76,8 @@ after a restart and may be lost.`,
 	f.DurationVar(&o.minKeepAlive, "min-keep-alive", 30*time.Second, "shortest keep-alive granted to clients; a lost link shows after 1.5 times the keep-alive")
 	f.DurationVar(&o.staleAfter, "stale-after", 14*24*time.Hour, "time without news from the hub after which a site reports Stale (it goes on as before); 0: never")
 	f.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9090", "address of /metrics and /healthz; empty: not served")
-	logging.Flags(f, &o.logLevel, &o.logFormat)
+	f.StringVar(&o.logLevel, "log-level", "info", logging.LevelHelp)
+	f.StringVar(&o.logFormat, "log-format", "auto", logging.FormatHelp)
 	_ = cmd.MarkFlagRequired("data-dir")
 	_ = cmd.MarkFlagDirname("data-dir")
 	return cmd

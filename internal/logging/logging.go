@@ -8,15 +8,14 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"github.com/spf13/pflag"
 	"golang.org/x/term"
 )
 
-// Flags adds --log-level and --log-format.
-func Flags(f *pflag.FlagSet, level, format *string) {
-	f.StringVar(level, "log-level", "info", "trace, debug, info, warn or error")
-	f.StringVar(format, "log-format", "auto", "json, text, or auto: text on a terminal")
-}
+// What the flags of New's arguments say of themselves.
+const (
+	LevelHelp  = "least `level` to log: trace, debug, info, warn or error"
+	FormatHelp = "`format` of the log: json, text, or auto: text on a terminal"
+)
 
 // New makes a logger that writes to w.
 func New(w io.Writer, format, level string) (zerolog.Logger, error) {
