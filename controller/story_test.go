@@ -589,3 +589,47 @@ func TestForgedOrder(t *testing.T) {
 		t.Errorf("the hub went on from a forged serial: %d", d.Serial)
 	}
 }
+
+// A change of targets that would take a bundle from more than ten clusters, and from more than half of those that have it, waits
+// for somebody to confirm it.
+func TestRemovalHeld(t *testing.T) {
+	h := newHub(t)
+	k := h.token("many", v1alpha1.ClusterRegistrationTokenSpec{Labels: map[string]string{"env": "prod"}})
+	var sites []*site
+	for i := range 11 {
+		s := h.site(fmt.Sprintf("c-%d", i))
+		if r := s.enroll(k); r.Error != "" {
+			t.Fatal(r.Error)
+		}
+		s.up()
+		s.report(bundlefmt.Ready)
+		sites = append(sites, s)
+	}
+	b := configMap("a", "1")
+	b.Spec.Targets = []v1alpha1.BundleTarget{{Name: "prod", ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}}}
+	h.create(b)
+	for _, s := range sites {
+		s.waitDesired("runs a", runs("a"))
+		s.report(bundlefmt.Ready)
+	}
+	h.waitBundle("a", "is ready", func(b *v1alpha1.Bundle) bool { return b.Status.Display.ReadyClusters == "11/11" })
+	h.update("a", func(b *v1alpha1.Bundle) { b.Spec.Targets[0].ClusterSelector.MatchLabels["env"] = "porduction" })
+	h.waitBundle("a", "holds the removal", func(b *v1alpha1.Bundle) bool {
+		return b.Status.RemovalHeld != nil && b.Status.RemovalHeld.Clusters == 11 && strings.Contains(b.Status.Display.Message, reconcile.ConfirmRemoval+"=11")
+	})
+	for _, s := range sites {
+		if d := s.waitDesired("still runs a", runs("a")); len(d.Remove) != 0 {
+			t.Fatalf("%s was told to remove %v", s.id.Name, d.Remove)
+		}
+	}
+	h.update("a", func(b *v1alpha1.Bundle) {
+		metav1.SetMetaDataAnnotation(&b.ObjectMeta, reconcile.ConfirmRemoval, "11")
+	})
+	for _, s := range sites {
+		s.waitDesired("removes a", func(d *bundlefmt.Desired) bool { return len(d.Remove) == 1 && len(d.Deployments) == 0 })
+		s.report(bundlefmt.Ready)
+	}
+	h.waitBundle("a", "has used up the confirmation", func(b *v1alpha1.Bundle) bool {
+		return b.Status.RemovalHeld == nil && b.Annotations[reconcile.ConfirmRemoval] == ""
+	})
+}

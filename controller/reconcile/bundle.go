@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -303,14 +304,14 @@ func (p *pass) status() {
 	message := t.message()
 	state := t.worst
 	switch {
+	case p.bundle.Status.RemovalHeld != nil:
+		state, message = cmp.Or(state, v1alpha1.StateOutOfSync), p.bundle.Status.RemovalHeld.Message
 	case len(p.matches) == 0:
 		state = v1alpha1.StatePending
 		message = fmt.Sprintf("no cluster matches its targets (of %d in namespace %s)", len(p.clusters), p.bundle.Namespace)
 		if len(p.bundle.Spec.Targets) == 0 {
 			message = fmt.Sprintf("it has no targets, so it is for the cluster group %q, which holds no cluster", target.DefaultGroup)
 		}
-	case p.bundle.Status.RemovalHeld != nil:
-		message = p.bundle.Status.RemovalHeld.Message
 	}
 	p.show(state, message, &t)
 	rendered := metav1.Condition{Type: v1alpha1.ConditionRendered, Status: metav1.ConditionTrue, Reason: "Rendered", ObservedGeneration: p.bundle.Generation}
