@@ -359,9 +359,14 @@ func overlap(t *testing.T, f Fixture) {
 func handlerPublishes(t *testing.T, f Fixture) {
 	answers, _ := subscribe(t, f.B, "suite/answers")
 	c := ctx(t)
+	returned := make(chan struct{}) // the last answer is there before its Publish has returned
+	last := sync.OnceFunc(func() { close(returned) })
 	stop, err := f.A.Subscribe(c, func(m mqtt.Message) {
 		if err := f.A.Publish(c, mqtt.Message{Topic: "suite/answers", Payload: m.Payload, Retain: true}); err != nil {
 			t.Errorf("publish in handler: %v", err)
+		}
+		if string(m.Payload) == "19" {
+			last()
 		}
 	}, "suite/questions")
 	if err != nil {
@@ -372,6 +377,11 @@ func handlerPublishes(t *testing.T, f Fixture) {
 		publish(t, f.B, "suite/questions", strconv.Itoa(i), false)
 	}
 	answers.AwaitPayload(t, "19")
+	select {
+	case <-returned:
+	case <-c.Done():
+		t.Error("publish in handler did not return")
+	}
 }
 
 func concurrent(t *testing.T, f Fixture) {
