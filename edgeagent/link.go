@@ -92,7 +92,8 @@ func (a *Agent) client(s *site, id store.Identity) (c *mqtt.Client, goodbye func
 	var current atomic.Pointer[bundlefmt.Presence]
 	c, err = mqtt.New(mqtt.Options{
 		URL: id.URL, ClientID: "agent." + id.Workspace + "." + id.Cluster, TLS: conf, KeepAlive: a.o.KeepAlive,
-		BackoffBase: a.o.Timing.RetryMin, BackoffMax: min(a.o.Timing.RetryMax, 2*time.Minute),
+		// A site that is to be missed within 1.5 keep-alives is to be back within two, once there is something to connect to.
+		BackoffBase: a.o.Timing.RetryMin, BackoffMax: min(a.o.Timing.RetryMax, 2*a.o.KeepAlive, 2*time.Minute),
 		Attempt: func(context.Context) (mqtt.Attempt, error) {
 			p := bundlefmt.Presence{Online: true, Nonce: nonce(16), Since: time.Now().UTC().Truncate(time.Second)}
 			current.Store(&p)
