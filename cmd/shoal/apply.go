@@ -164,6 +164,7 @@ func explain(err error, host, namespace string) error {
 // waitReady prints progress until the bundle is ready everywhere, or time is up. Errors on the way are printed and
 // retried: a hub that restarts must not end the wait.
 func waitReady(ctx context.Context, bundles dynamic.ResourceInterface, name string, limit time.Duration, out io.Writer) error {
+	outer := ctx // one look must not end because the time for all of them is nearly up
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errNotReady)
 	defer cancel()
 	tick := time.NewTicker(pollInterval)
@@ -177,7 +178,9 @@ func waitReady(ctx context.Context, bundles dynamic.ResourceInterface, name stri
 	}
 	var b *v1alpha1.Bundle
 	for {
-		now, err := get(ctx, bundles, name)
+		look, done := context.WithTimeout(outer, 10*time.Second)
+		now, err := get(look, bundles, name)
+		done()
 		switch {
 		case apierrors.IsNotFound(err):
 			return fmt.Errorf("wait for bundle %s: it was deleted", name)
