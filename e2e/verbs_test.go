@@ -225,16 +225,9 @@ func onLink(do func(*fleet.Site)) func(*testscript.TestScript, *story, []string)
 	}
 }
 
-// backoff is the longest that an agent may wait before it dials again: after some attempts that met no hub, the next is drawn
-// from all of it.
-const backoff = 2 * time.Minute
-
 // until waits for one of several kinds of conditions.
 func until(ts *testscript.TestScript, s *story, args []string) error {
 	limit := patience
-	if len(args) > 0 && (args[0] == "confirmed" || args[0] == "cluster") {
-		limit += backoff
-	}
 	if len(args) > 2 && args[0] == "-within" {
 		var err error
 		if limit, err = time.ParseDuration(args[1]); err != nil {
