@@ -330,7 +330,7 @@ func (s *site) up() {
 	p := topics.Default
 	will := s.presence(false, s.nonce)
 	c, stop := s.online(mqtt.Options{
-		URL: s.h.url, ClientID: "agent." + s.id.Workspace + "." + s.id.Name, TLS: s.tls(true), KeepAlive: time.Second, Will: &will, BackoffMax: 100 * time.Millisecond,
+		URL: s.h.url, ClientID: "agent." + s.id.Workspace + "." + s.id.Name, TLS: s.tls(true), KeepAlive: 10 * time.Second, Will: &will, BackoffMax: 100 * time.Millisecond,
 		OnDown: func(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.down = err },
 	})
 	s.client = c
