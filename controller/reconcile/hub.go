@@ -129,12 +129,6 @@ func (h *Hub) Setup(mgr ctrl.Manager) error {
 	return nil
 }
 
-// factsChanged lets through changes of what charts are rendered for.
-func factsChanged() predicate.Predicate {
-	p := predicate.NewPredicateFuncs(func(client.Object) bool { return false })
-	return changed{p}
-}
-
 func (h *Hub) everyBundle(ctx context.Context, o client.Object) []reconcile.Request {
 	var list v1alpha1.BundleList
 	if err := h.Client.List(ctx, &list, client.InNamespace(o.GetNamespace())); err != nil {
