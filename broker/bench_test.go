@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -185,4 +186,24 @@ func BenchmarkReplay(b *testing.B) {
 		}
 		b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "messages/s")
 	})
+}
+
+// BenchmarkIdle is what 60,000 retained messages cost at rest: stock mochi copies all of them each second. A figure, not a
+// test: how much CPU time a machine spends is not for an assertion.
+func BenchmarkIdle(b *testing.B) {
+	br := start(b, nil)
+	fill(b, br, 60_000)
+	cpu := func() time.Duration {
+		var ru syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
+			b.Fatal(err)
+		}
+		return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+	}
+	runtime.GC()
+	before := cpu()
+	for b.Loop() {
+		time.Sleep(100 * time.Millisecond) // the length of the measurement, not a wait
+	}
+	b.ReportMetric(float64(cpu()-before)/float64(b.Elapsed())*100, "%core")
 }

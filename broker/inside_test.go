@@ -117,6 +117,7 @@ func TestStoreFails(t *testing.T) {
 	if err := c.Publish(wait, mqtt.Message{Topic: "x", Payload: []byte("kept"), Retain: true}); err != nil {
 		t.Errorf("after the disk is back: %v", err)
 	}
+	r.AwaitPayload(t, "kept") // it is handed over after the acknowledgement, or before
 	if got := r.Payloads(); !slices.Equal(got, []string{"event", "kept"}) {
 		t.Errorf("subscribers saw %q", got)
 	}

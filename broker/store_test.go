@@ -194,10 +194,6 @@ func FuzzStore(f *testing.F) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, _ = load(path, func(m *message) {
-			if _, err := m.deliver(true); err != nil {
-				t.Skip()
-			}
-		})
+		_, _ = load(path, func(m *message) { _, _ = m.deliver(true) })
 	})
 }

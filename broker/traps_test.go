@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -658,31 +657,6 @@ func TestDisconnect(t *testing.T) {
 		t.Errorf("back with 0x%02x", ack.ReasonCode)
 	}
 	other.alive()
-}
-
-// Housekeeping: retained messages cost nothing at rest. Stock mochi copies all of them each second.
-func TestIdleCost(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
-	b := start(t, nil)
-	const n = 60_000
-	fill(t, b, n)
-	cpu := func() time.Duration {
-		var ru syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
-	}
-	runtime.GC()
-	before := cpu()
-	time.Sleep(2 * time.Second) // the length of the measurement, not a wait
-	used := cpu() - before
-	t.Logf("%d retained messages: %s CPU in 2 s", n, used)
-	if used > 200*time.Millisecond {
-		t.Errorf("idle with %d retained messages uses %s CPU in 2 s", n, used)
-	}
 }
 
 func fill(t testing.TB, b *broker.Broker, n int) {
