@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -15,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
+	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/deploy"
 )
 
@@ -37,6 +39,9 @@ func install(ctx context.Context, c client.Client, namespace string) error {
 		if err := established(ctx, c, u.GetName()); err != nil {
 			return err
 		}
+	}
+	if err := served(ctx, c); err != nil {
+		return err
 	}
 	ns := corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
 	err := c.Get(ctx, client.ObjectKeyFromObject(&ns), &ns)
@@ -66,6 +71,23 @@ func established(ctx context.Context, c client.Client, name string) error {
 	})
 	if err != nil {
 		return fmt.Errorf("wait for %s to be served: %w", name, err)
+	}
+	return nil
+}
+
+// served waits until the kinds can be found: a definition is Established a moment before discovery tells of it.
+func served(ctx context.Context, c client.Client) error {
+	for _, list := range []client.ObjectList{&v1alpha1.BundleList{}, &v1alpha1.ClusterList{}, &v1alpha1.ClusterGroupList{}, &v1alpha1.ClusterRegistrationTokenList{}} {
+		err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+			err := c.List(ctx, list, client.Limit(1))
+			if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+				return false, nil
+			}
+			return err == nil, err
+		})
+		if err != nil {
+			return fmt.Errorf("wait for the hub's kinds to be served: %w", err)
+		}
 	}
 	return nil
 }
