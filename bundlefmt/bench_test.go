@@ -20,7 +20,7 @@ func likeApps(b *testing.B) *Bundle {
 		}
 		objects = append(objects, o)
 	}
-	out, err := New(objects, DefaultLimits())
+	out, err := New(objects, Handling{}, DefaultLimits())
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -154,8 +154,9 @@ func checkDepth(data []byte, limit int64) error {
 
 // Bundle is a rendered bundle: the final objects for one set of options, in apply order. It is immutable.
 type Bundle struct {
-	objects []Object
-	index   []byte
+	objects  []Object
+	handling Handling
+	index    []byte
 }
 
 type entry struct {
@@ -175,13 +176,25 @@ type index struct {
 	Entries []entry
 }
 
-// New makes a bundle of objects in the given order. Objects must come from NewObject. Duplicates are refused: which one
-// wins must never depend on order.
-func New(objects []Object, l Limits) (*Bundle, error) {
+// index2 is the index of a bundle with something to say beyond its objects. One without keeps the first form: it has one
+// encoding and one digest, and agents that know only that form run it.
+type index2 struct {
+	_        struct{} `cbor:",toarray"`
+	Version  uint64
+	Entries  []entry
+	Handling Handling
+}
+
+// New makes a bundle of objects in the given order, to be treated as h says. Objects must come from NewObject. Duplicates
+// are refused: which one wins must never depend on order.
+func New(objects []Object, h Handling, l Limits) (*Bundle, error) {
 	if err := atMost("number of objects", int64(len(objects)), l.Objects); err != nil {
 		return nil, err
 	}
-	ix := index{Version: Version, Entries: make([]entry, 0, len(objects))}
+	if err := h.check(len(objects)); err != nil {
+		return nil, err
+	}
+	entries := make([]entry, 0, len(objects))
 	seen := make(map[Ref]bool, len(objects))
 	var size int64
 	for _, o := range objects {
@@ -194,8 +207,12 @@ func New(objects []Object, l Limits) (*Bundle, error) {
 			seen[id] = true
 		}
 		size += int64(len(o.JSON))
-		h := Sum(o.JSON)
-		ix.Entries = append(ix.Entries, entry{Group: o.Group, Version: o.Version, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Hash: h[:], Size: uint64(len(o.JSON))})
+		hash := Sum(o.JSON)
+		entries = append(entries, entry{Group: o.Group, Version: o.Version, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Hash: hash[:], Size: uint64(len(o.JSON))})
+	}
+	var ix any = index{Version: 1, Entries: entries}
+	if !h.IsZero() {
+		ix = index2{Version: 2, Entries: entries, Handling: h}
 	}
 	b, err := encMode.Marshal(ix)
 	if err != nil {
@@ -204,7 +221,7 @@ func New(objects []Object, l Limits) (*Bundle, error) {
 	if err := atMost("bundle size", size+int64(len(b))+4, l.RawSize); err != nil {
 		return nil, err
 	}
-	return &Bundle{objects: append([]Object(nil), objects...), index: b}, nil
+	return &Bundle{objects: append([]Object(nil), objects...), handling: h, index: b}, nil
 }
 
 // Digest identifies the bundle: equal digests mean equal objects in equal order.
@@ -212,6 +229,9 @@ func (b *Bundle) Digest() Digest { return Sum(b.index) }
 
 // Objects are in apply order. The caller must not change them.
 func (b *Bundle) Objects() []Object { return b.objects }
+
+// Handling is how a site is to treat the objects. The caller must not change it.
+func (b *Bundle) Handling() Handling { return b.handling }
 
 // raw is the uncompressed form; see the package comment.
 func (b *Bundle) raw() []byte {
@@ -243,13 +263,17 @@ func parse(raw []byte, want Digest, l Limits) (*Bundle, error) {
 	if b.Digest() != want {
 		return nil, fmt.Errorf("bundle index: %w", ErrDigest)
 	}
-	var ix index
-	if err := decode(b.index, &ix); err != nil {
+	ix, err := parseIndex(b.index)
+	if err != nil {
 		return nil, fmt.Errorf("bundle index: %w", err)
 	}
 	if err := atMost("number of objects", int64(len(ix.Entries)), l.Objects); err != nil {
 		return nil, err
 	}
+	if err := ix.Handling.check(len(ix.Entries)); err != nil {
+		return nil, fmt.Errorf("bundle index: %w", err)
+	}
+	b.handling = ix.Handling
 	b.objects = make([]Object, 0, len(ix.Entries))
 	seen := make(map[Ref]bool, len(ix.Entries))
 	for _, e := range ix.Entries {
@@ -284,4 +308,20 @@ func parse(raw []byte, want Digest, l Limits) (*Bundle, error) {
 		return nil, fmt.Errorf("%w: %d bytes after the last object", ErrMalformed, len(rest))
 	}
 	return b, nil
+}
+
+func parseIndex(b []byte) (index2, error) {
+	var out index2
+	if v, ok := payloadVersion(b); ok && v == 1 {
+		var first index
+		err := decode(b, &first, 1)
+		return index2{Version: 1, Entries: first.Entries}, err
+	}
+	if err := decode(b, &out, 2); err != nil {
+		return index2{}, err
+	}
+	if out.Handling.IsZero() {
+		return index2{}, fmt.Errorf("%w: a bundle with nothing to say beyond its objects has the first form", ErrMalformed)
+	}
+	return out, nil
 }

@@ -32,7 +32,7 @@ func random(t testing.TB, seed uint64, objects, size int) *Bundle {
 		}
 		out = append(out, o)
 	}
-	b, err := New(out, DefaultLimits())
+	b, err := New(out, Handling{}, DefaultLimits())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestSealFitsAtEveryNumberOfParts(t *testing.T) {
 			}
 		}
 	}
-	h := header{Version: Version, Digest: make([]byte, 32), RawSize: uint64(l.RawSize), BodySize: uint64(l.BodySize), Parts: slices.Repeat([][]byte{make([]byte, 32)}, int(l.Parts))}
+	h := header{Version: 1, Digest: make([]byte, 32), RawSize: uint64(l.RawSize), BodySize: uint64(l.BodySize), Parts: slices.Repeat([][]byte{make([]byte, 32)}, int(l.Parts))}
 	signed, err := sign(NewSigner(testKey("hub")), TypeBundle, h)
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +121,7 @@ func TestLargestBundle(t *testing.T) {
 		}
 		objects = append(objects, o)
 	}
-	b, err := New(objects, l)
+	b, err := New(objects, Handling{}, l)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,9 @@ package bundlefmt
 
 import (
 	"fmt"
+	"math"
+	"reflect"
+	"slices"
 	"time"
 )
 
@@ -14,6 +17,17 @@ type Desired struct {
 	StaleAfter  time.Time    `json:"staleAfter,omitzero"` // zero: never. Past it the agent says Stale and goes on
 	Deployments []Deployment `json:"deployments,omitempty"`
 	Remove      []Removal    `json:"remove,omitempty"`
+	Windows     []Window     `json:"windows,omitempty"` // none: changes at any time
+}
+
+// Window is a span of time, repeated by a schedule, in which a site may be changed. With at least one window for an
+// activity, that activity begins only inside of one. Repairing drift is no change.
+type Window struct {
+	Schedule string `cbor:"1,keyasint" json:"schedule"`                     // when it opens: cron with five fields, minute first
+	Seconds  uint64 `cbor:"2,keyasint" json:"seconds"`                      // how long it stays open; at most a week
+	TimeZone string `cbor:"3,keyasint,omitempty" json:"timeZone,omitempty"` // IANA name; empty: the site's own
+	Download bool   `cbor:"4,keyasint,omitempty" json:"download,omitempty"` // for fetching bundles
+	Apply    bool   `cbor:"5,keyasint,omitempty" json:"apply,omitempty"`    // for applying releases, and removing
 }
 
 // Deployment orders a bundle to be at a release.
@@ -29,7 +43,7 @@ type Deployment struct {
 	Policy   Policy `json:"policy,omitzero"`
 }
 
-// Policy is how a deployment is to be treated on the site. The zero value is the default.
+// Policy is how a deployment is to be treated on the site. The zero value is the default. Compare with Equal.
 type Policy struct {
 	Namespace          string `cbor:"1,keyasint,omitempty" json:"namespace,omitempty"`          // for namespaced objects without one; empty: "default"
 	ForceNamespace     bool   `cbor:"2,keyasint,omitempty" json:"forceNamespace,omitempty"`     // every object goes to Namespace; a cluster-scoped one is an error
@@ -39,6 +53,45 @@ type Policy struct {
 	KeepResources      bool   `cbor:"6,keyasint,omitempty" json:"keepResources,omitempty"`      // removal leaves the objects where they are
 	Paused             bool   `cbor:"7,keyasint,omitempty" json:"paused,omitempty"`             // nothing is changed on the site
 	ReadyTimeoutSecond uint64 `cbor:"8,keyasint,omitempty" json:"readyTimeoutSecond,omitempty"` // 0: the agent's default; at most 30 days
+
+	// Since version 2.
+	TakeOwnership   bool         `cbor:"9,keyasint,omitempty" json:"takeOwnership,omitempty"`    // adopt objects that are there and belong to nobody
+	Force           bool         `cbor:"10,keyasint,omitempty" json:"force,omitempty"`           // an upgrade may delete and create again what cannot be changed in place
+	Rollback        bool         `cbor:"11,keyasint,omitempty" json:"rollback,omitempty"`        // failed, or not ready in time: back to the release before
+	WaitForJobs     bool         `cbor:"12,keyasint,omitempty" json:"waitForJobs,omitempty"`     // a Job is ready when it is complete, not when it runs
+	ServiceAccount  string       `cbor:"13,keyasint,omitempty" json:"serviceAccount,omitempty"`  // in the agent's namespace; objects are written with its rights
+	DeleteNamespace bool         `cbor:"14,keyasint,omitempty" json:"deleteNamespace,omitempty"` // removal deletes Namespace, with everything in it
+	DeleteCRDs      bool         `cbor:"15,keyasint,omitempty" json:"deleteCRDs,omitempty"`      // removal deletes CRDs, with all their objects
+	DeleteVolumes   bool         `cbor:"16,keyasint,omitempty" json:"deleteVolumes,omitempty"`   // removal deletes PersistentVolumes and their claims
+	ForceSync       uint64       `cbor:"17,keyasint,omitempty" json:"forceSync,omitempty"`       // another number than before: apply again although nothing changed
+	ConfirmPrune    bool         `cbor:"18,keyasint,omitempty" json:"confirmPrune,omitempty"`    // the release may delete unusually much
+	DependsOn       []Dependency `cbor:"19,keyasint,omitempty" json:"dependsOn,omitempty"`       // deployments of this cluster that come first
+}
+
+// Equal reports whether two orders say the same.
+func (d Deployment) Equal(o Deployment) bool {
+	p, q := d.Policy, o.Policy
+	d.Policy, o.Policy = Policy{}, Policy{}
+	return p.Equal(q) && reflect.DeepEqual(d, o)
+}
+
+// Dependency is a deployment of the same cluster that has to be in one of States before another one changes.
+type Dependency struct {
+	Name   string  `cbor:"1,keyasint" json:"name"`
+	States []State `cbor:"2,keyasint,omitempty" json:"states,omitempty"` // none: Ready
+}
+
+// Equal reports whether two policies say the same.
+func (p Policy) Equal(q Policy) bool {
+	pd, qd := p.DependsOn, q.DependsOn
+	p.DependsOn, q.DependsOn = nil, nil
+	return reflect.DeepEqual(p, q) && slices.EqualFunc(pd, qd, func(a, b Dependency) bool { return a.Name == b.Name && slices.Equal(a.States, b.States) })
+}
+
+// first reports whether the first version of the format can carry it.
+func (p Policy) first() bool {
+	return p.Equal(Policy{Namespace: p.Namespace, ForceNamespace: p.ForceNamespace, NoCreateNamespace: p.NoCreateNamespace, CorrectDrift: p.CorrectDrift,
+		CorrectDriftForce: p.CorrectDriftForce, KeepResources: p.KeepResources, Paused: p.Paused, ReadyTimeoutSecond: p.ReadyTimeoutSecond})
 }
 
 // AllGroup is the audience that holds every cluster of the workspace. Only this name and DNS labels can stand in
@@ -48,13 +101,21 @@ const AllGroup = "_all"
 // MaxRevision bounds [Deployment.Revision], in bytes.
 const MaxRevision = 64
 
-const maxReadyTimeout = 30 * 24 * 3600 // seconds
+const (
+	maxReadyTimeout = 30 * 24 * 3600 // seconds
+	maxWindow       = 7 * 24 * 3600  // seconds
+	maxWindows      = 32
+	maxDependencies = 64
+)
 
 // Removal orders a deployment to go away. It stays in the document until the agent reports that it is done.
 type Removal struct {
 	Name   string `json:"name"`
 	Serial Serial `json:"serial"`
 	Keep   bool   `json:"keep,omitempty"` // leave the objects, forget the deployment
+
+	// Confirmed: somebody has seen how much goes. Without it an agent holds a document that removes unusually much.
+	Confirmed bool `json:"confirmed,omitempty"`
 }
 
 type wireDeployment struct {
@@ -73,6 +134,8 @@ type wireRemoval struct {
 	Name   string `cbor:"1,keyasint"`
 	Serial uint64 `cbor:"2,keyasint"`
 	Keep   bool   `cbor:"3,keyasint,omitempty"`
+
+	Confirmed bool `cbor:"4,keyasint,omitempty"` // since version 2
 }
 
 type wireDesired struct {
@@ -84,11 +147,22 @@ type wireDesired struct {
 	StaleAfter  int64            `cbor:"6,keyasint,omitempty"`
 	Deployments []wireDeployment `cbor:"7,keyasint,omitempty"`
 	Remove      []wireRemoval    `cbor:"8,keyasint,omitempty"`
+	Windows     []Window         `cbor:"9,keyasint,omitempty"` // since version 2
+}
+
+// version is the oldest one that can carry the document: an older agent goes on with whatever asks for nothing new.
+func (w *wireDesired) version() uint64 {
+	if len(w.Windows) == 0 &&
+		!slices.ContainsFunc(w.Deployments, func(d wireDeployment) bool { return !d.Policy.first() }) &&
+		!slices.ContainsFunc(w.Remove, func(r wireRemoval) bool { return r.Confirmed }) {
+		return 1
+	}
+	return 2
 }
 
 // Sign encodes and signs the document. It refuses what [OpenDesired] would refuse: nothing is signed that no agent takes.
 func (d *Desired) Sign(s Signer, l Limits) ([]byte, error) {
-	w := wireDesired{Version: Version, Workspace: d.Workspace, Cluster: d.Cluster, Serial: uint64(d.Serial), IssuedAt: unix(d.IssuedAt), StaleAfter: unix(d.StaleAfter)}
+	w := wireDesired{Workspace: d.Workspace, Cluster: d.Cluster, Serial: uint64(d.Serial), IssuedAt: unix(d.IssuedAt), StaleAfter: unix(d.StaleAfter), Windows: d.Windows}
 	for _, x := range d.Deployments {
 		digest := x.Digest
 		w.Deployments = append(w.Deployments, wireDeployment{
@@ -97,8 +171,9 @@ func (d *Desired) Sign(s Signer, l Limits) ([]byte, error) {
 		})
 	}
 	for _, x := range d.Remove {
-		w.Remove = append(w.Remove, wireRemoval{Name: x.Name, Serial: uint64(x.Serial), Keep: x.Keep})
+		w.Remove = append(w.Remove, wireRemoval{Name: x.Name, Serial: uint64(x.Serial), Keep: x.Keep, Confirmed: x.Confirmed})
 	}
+	w.Version = w.version()
 	if _, err := w.open(l); err != nil {
 		return nil, fmt.Errorf("sign desired document: %w", err)
 	}
@@ -156,7 +231,18 @@ func (w *wireDesired) open(l Limits) (*Desired, error) {
 	if err := checkTime("stale-after", w.StaleAfter); err != nil {
 		return nil, err
 	}
-	d := &Desired{Workspace: w.Workspace, Cluster: w.Cluster, Serial: Serial(w.Serial), IssuedAt: fromUnix(w.IssuedAt), StaleAfter: fromUnix(w.StaleAfter)}
+	if v := w.version(); w.Version != v {
+		return nil, fmt.Errorf("%w: a document of version %d, marked %d", ErrMalformed, v, w.Version)
+	}
+	if err := atMost("number of windows", int64(len(w.Windows)), maxWindows); err != nil {
+		return nil, err
+	}
+	for _, x := range w.Windows {
+		if err := x.check(); err != nil {
+			return nil, err
+		}
+	}
+	d := &Desired{Windows: w.Windows, Workspace: w.Workspace, Cluster: w.Cluster, Serial: Serial(w.Serial), IssuedAt: fromUnix(w.IssuedAt), StaleAfter: fromUnix(w.StaleAfter)}
 	seen := map[string]bool{}
 	for _, x := range w.Deployments {
 		if seen[x.Name] {
@@ -182,7 +268,7 @@ func (w *wireDesired) open(l Limits) (*Desired, error) {
 		if err := checkEntry(x.Name, x.Serial, w.Serial); err != nil {
 			return nil, err
 		}
-		d.Remove = append(d.Remove, Removal{Name: x.Name, Serial: Serial(x.Serial), Keep: x.Keep})
+		d.Remove = append(d.Remove, Removal{Name: x.Name, Serial: Serial(x.Serial), Keep: x.Keep, Confirmed: x.Confirmed})
 	}
 	return d, nil
 }
@@ -210,10 +296,39 @@ func (x *wireDeployment) check(l Limits) error {
 	if err := atMost("length of revision", int64(len(x.Revision)), MaxRevision); err != nil {
 		return err
 	}
-	if x.Policy.Namespace != "" && !ValidName(x.Policy.Namespace) {
-		return fmt.Errorf("%w: namespace %q is not a DNS label", ErrMalformed, x.Policy.Namespace)
+	return x.Policy.check()
+}
+
+func (p Policy) check() error {
+	if p.Namespace != "" && !ValidName(p.Namespace) {
+		return fmt.Errorf("%w: namespace %q is not a DNS label", ErrMalformed, p.Namespace)
 	}
-	return atMost("ready timeout in seconds", int64(x.Policy.ReadyTimeoutSecond), maxReadyTimeout)
+	if !pathSegment(p.ServiceAccount) {
+		return fmt.Errorf("%w: service account %.80q", ErrMalformed, p.ServiceAccount)
+	}
+	if err := atMost("number of dependencies", int64(len(p.DependsOn)), maxDependencies); err != nil {
+		return err
+	}
+	for _, d := range p.DependsOn {
+		if !ValidName(d.Name) {
+			return fmt.Errorf("%w: dependency %.80q is not a DNS label", ErrMalformed, d.Name)
+		}
+		if i := slices.IndexFunc(d.States, func(s State) bool { return !s.known() }); i >= 0 {
+			return fmt.Errorf("%w: dependency %s: state %.80q", ErrMalformed, d.Name, string(d.States[i]))
+		}
+		if err := atMost("number of states", int64(len(d.States)), int64(len(ranks))); err != nil {
+			return err
+		}
+	}
+	return atMost("ready timeout in seconds", int64(min(p.ReadyTimeoutSecond, math.MaxInt64)), maxReadyTimeout)
+}
+
+// check leaves reading the schedule and the time zone to the agent: a window that it cannot read is closed, and said.
+func (w Window) check() error {
+	if w.Schedule == "" || len(w.Schedule) > 128 || len(w.TimeZone) > 64 || !w.Download && !w.Apply || w.Seconds == 0 {
+		return fmt.Errorf("%w: window %.140q", ErrMalformed, w.Schedule)
+	}
+	return atMost("length of a window in seconds", int64(min(w.Seconds, math.MaxInt64)), maxWindow)
 }
 
 // checkEntry holds names to what can stand in a topic, a label and a file name. A release is never newer than its document.

@@ -15,7 +15,8 @@
 // A rendered bundle is an index followed by the objects:
 //
 //	raw    = uint32(len(index)) ‖ index ‖ object ‖ object …      (big endian)
-//	index  = CBOR [version, [[group, version, kind, namespace, name, SHA-256, size] …]]   in apply order
+//	index  = CBOR [1, [[group, version, kind, namespace, name, SHA-256, size] …]]           in apply order
+//	       | CBOR [2, [[group, version, kind, namespace, name, SHA-256, size] …], handling] with something to say beyond: [Handling]
 //	object = canonical JSON: keys sorted, no white space, numbers as written
 //	digest = SHA-256(index)
 //
@@ -39,13 +40,17 @@
 //
 // # Versions
 //
-// [Version] is the one format version. A reader accepts its own and older ones and refuses newer ones with [ErrVersion].
+// [Version] is the one format version. A reader accepts its own and older ones and refuses newer ones with [ErrVersion]. A
+// writer marks a message with the oldest version that can carry it, and no other: what asks for nothing new is understood
+// by older agents, and has the digest it always had.
 //
 //	1  2026-11-22  first form
+//	2  2026-11-22  index: handling (hooks, site values, compare patches, conditions, health rules, labels of the namespace);
+//	               desired: windows, confirmed removals, policy fields 9 to 19
 package bundlefmt
 
 // Version is the format version that this package writes; its history is in the package comment.
-const Version = 1
+const Version = 2
 
 // Content types, carried in the signed header of binary messages and as the MQTT content type of all.
 const (

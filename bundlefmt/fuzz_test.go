@@ -155,7 +155,7 @@ func FuzzOpen(f *testing.F) {
 		if b.Digest() != want {
 			t.Error("opened another bundle than was asked for")
 		}
-		again, err := New(b.Objects(), l)
+		again, err := New(b.Objects(), b.Handling(), l)
 		if err != nil || again.Digest() != want {
 			t.Errorf("opened a bundle that New would not make: %v", err)
 		}

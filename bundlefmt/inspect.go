@@ -64,5 +64,5 @@ func inspect(m *cose.Sign1Message, id KeyID, contentType string, msg []byte, v a
 	if err := checkEnvelope(m, id, contentType, msg); err != nil {
 		return err
 	}
-	return decode(m.Payload, v)
+	return decode(m.Payload, v, newestOf(contentType))
 }

@@ -81,6 +81,9 @@ type DeploymentReport struct {
 // MaxFindings bounds the lists in a report; the counts beside them are of everything.
 const MaxFindings = 10
 
+// newestReport is the last version that changed a report.
+const newestReport = 1
+
 // MaxMessage bounds a message or a reason, in bytes. What is longer is cut, by the writer and by the reader.
 const MaxMessage = 1024
 
@@ -139,7 +142,7 @@ type PartRequest struct {
 // messages, never a deployment or a count.
 func (r Reported) Encode(l Limits) ([]byte, error) {
 	var size int64
-	r.Version = Version
+	r.Version = newestReport
 	r.At = r.At.UTC().Truncate(time.Second)
 	for _, shrink := range []func(*DeploymentReport){
 		tidy,
@@ -198,12 +201,12 @@ func ParseReported(b []byte, l Limits) (*Reported, error) {
 	var r Reported
 	if err := parseJSON("report", b, &r, l); err != nil {
 		var newer struct{ Version int }
-		if json.Unmarshal(b, &newer) == nil && newer.Version > Version {
+		if json.Unmarshal(b, &newer) == nil && newer.Version > newestReport {
 			return nil, fmt.Errorf("report: %w", ErrVersion)
 		}
 		return nil, err
 	}
-	if r.Version > Version {
+	if r.Version > newestReport {
 		return nil, fmt.Errorf("report: %w", ErrVersion)
 	}
 	if r.Version < 1 {

@@ -62,7 +62,7 @@ func Seal(b *Bundle, s Signer, l Limits) (Sealed, error) {
 		return Sealed{}, err
 	}
 	d := b.Digest()
-	h := header{Version: Version, Digest: d[:], RawSize: uint64(len(raw)), BodySize: uint64(len(body))}
+	h := header{Version: 1, Digest: d[:], RawSize: uint64(len(raw)), BodySize: uint64(len(body))}
 	for _, c := range chunks {
 		sum := Sum(c)
 		h.Parts = append(h.Parts, sum[:])

@@ -140,7 +140,7 @@ func verify(t Trust, contentType string, msg []byte, v any) error {
 	if err := m.Verify(nil, verifier); err != nil {
 		return fmt.Errorf("%w: signature of key %s does not hold", ErrUntrusted, id)
 	}
-	return decode(m.Payload, v)
+	return decode(m.Payload, v, newestOf(contentType))
 }
 
 // envelope takes a message apart as far as the key that it claims to be signed with.
@@ -170,12 +170,12 @@ func checkEnvelope(m *cose.Sign1Message, id KeyID, contentType string, msg []byt
 }
 
 // decode reads a canonical payload. The version stands under key 1 (or first in an array) in every payload, so that a
-// newer message is told apart from a broken one.
-func decode(payload []byte, v any) error {
+// newer message is told apart from a broken one. newest is the last version that changed this kind of payload.
+func decode(payload []byte, v any, newest uint64) error {
 	if err := decMode.Unmarshal(payload, v); err != nil {
 		var unknown *cbor.UnknownFieldError
-		if ver, ok := payloadVersion(payload); ok && ver > Version {
-			return fmt.Errorf("%w (format %d, this side knows %d)", ErrVersion, ver, Version)
+		if ver, ok := payloadVersion(payload); ok && ver > newest {
+			return fmt.Errorf("%w (format %d, this side knows %d)", ErrVersion, ver, newest)
 		}
 		if errors.As(err, &unknown) {
 			return fmt.Errorf("%w: unknown field", ErrMalformed)
@@ -184,14 +184,22 @@ func decode(payload []byte, v any) error {
 	}
 	if ver, ok := payloadVersion(payload); !ok || ver == 0 {
 		return fmt.Errorf("%w: no format version", ErrMalformed)
-	} else if ver > Version {
-		return fmt.Errorf("%w (format %d, this side knows %d)", ErrVersion, ver, Version)
+	} else if ver > newest {
+		return fmt.Errorf("%w (format %d, this side knows %d)", ErrVersion, ver, newest)
 	}
 	again, err := encMode.Marshal(reflect.ValueOf(v).Elem().Interface())
 	if err != nil || !bytes.Equal(again, payload) {
 		return fmt.Errorf("%w: not in canonical form", ErrMalformed)
 	}
 	return nil
+}
+
+// newestOf is the last version that changed what is signed under a content type.
+func newestOf(contentType string) uint64 {
+	if contentType == TypeDesired {
+		return 2
+	}
+	return 1
 }
 
 func payloadVersion(payload []byte) (uint64, bool) {

@@ -25,7 +25,7 @@ type wireTrust struct {
 
 // Sign encodes and signs with the root key.
 func (d *TrustDoc) Sign(root Signer) ([]byte, error) {
-	w := wireTrust{Version: Version, Workspace: d.Workspace, Serial: uint64(d.Serial), IssuedAt: unix(d.IssuedAt)}
+	w := wireTrust{Version: 1, Workspace: d.Workspace, Serial: uint64(d.Serial), IssuedAt: unix(d.IssuedAt)}
 	for _, k := range d.Keys {
 		w.Keys = append(w.Keys, k)
 	}

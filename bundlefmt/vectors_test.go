@@ -75,6 +75,12 @@ func TestVectors(t *testing.T) {
 				t.Fatal(err)
 			}
 			got, err := v.run()
+			if superseded(path, v) {
+				if err == nil {
+					t.Error("opened, but no version ever wrote this")
+				}
+				return
+			}
 			if reason := reasonOf(err); reason != v.expect {
 				t.Fatalf("got %s (%v), want %s", reason, err, v.expect)
 			}
@@ -88,6 +94,13 @@ func TestVectors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// superseded: the vector is about a reader of version 1 that meets version 2. Since version 2 exists the message is not too
+// new any more; it is refused all the same, since nothing of that form is written.
+func superseded(path string, v *vector) bool {
+	name := filepath.Base(path)
+	return v.expect == "version" && (strings.HasPrefix(name, "desired-version-2") || strings.HasPrefix(name, "bundle-index-version-2"))
 }
 
 // reasonOf is the word for an error that vectors use.

@@ -437,7 +437,7 @@ func configMap(name, value string) *v1alpha1.Bundle {
 }
 
 func everywhere() []v1alpha1.BundleTarget {
-	return []v1alpha1.BundleTarget{{Name: "all", ClusterSelector: &metav1.LabelSelector{}}}
+	return []v1alpha1.BundleTarget{{Name: "all", ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{}}}}
 }
 
 type lockedBuffer struct {

@@ -56,8 +56,8 @@ func TestInstallUpdateDelete(t *testing.T) {
 	prod, test := h.join("prod-1", map[string]string{"env": "prod"}), h.join("test-1", map[string]string{"env": "test"})
 	web := configMap("web", "base")
 	web.Spec.Targets = []v1alpha1.BundleTarget{
-		{Name: "prod", ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}, BundleOptions: v1alpha1.BundleOptions{DefaultNamespace: "p"}},
-		{Name: "test", ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "test"}}},
+		{Name: "prod", ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}}, BundleOptions: v1alpha1.BundleOptions{DefaultNamespace: "p"}},
+		{Name: "test", ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "test"}}}},
 	}
 	h.create(web)
 	d := prod.waitDesired("runs web", runs("web"))
@@ -86,7 +86,7 @@ func TestInstallUpdateDelete(t *testing.T) {
 	h.waitBundle("web", "is ready again", func(b *v1alpha1.Bundle) bool {
 		return b.Status.ObservedGeneration == b.Generation && b.Status.Display.State == v1alpha1.StateReady
 	})
-	if now := entry(t, test.waitDesired("still runs web", runs("web")), "web"); now != first {
+	if now := entry(t, test.waitDesired("still runs web", runs("web")), "web"); !now.Equal(first) {
 		t.Errorf("test-1 was ordered %+v, had %+v", now, first)
 	}
 	if entry(t, d, "web").Serial != d.Serial {
@@ -168,7 +168,7 @@ func TestWipedBroker(t *testing.T) {
 		t.Errorf("removes %v", after.Remove)
 	}
 	for _, n := range []string{"a", "b"} {
-		if x, y := entry(t, before, n), entry(t, after, n); x.Digest != y.Digest || x.Policy != y.Policy {
+		if x, y := entry(t, before, n), entry(t, after, n); x.Digest != y.Digest || !x.Policy.Equal(y.Policy) {
 			t.Errorf("%s changed from %+v to %+v", n, x, y)
 		}
 	}
@@ -233,7 +233,7 @@ func TestAudience(t *testing.T) {
 		h.waitCluster(s.id.Name, "told its facts", func(c *v1alpha1.Cluster) bool { return c.Status.KubernetesVersion != "" })
 	}
 	bundle := configMap("shared", "x")
-	bundle.Spec.Targets = []v1alpha1.BundleTarget{{ClusterGroup: "north"}}
+	bundle.Spec.Targets = []v1alpha1.BundleTarget{{ClusterMatch: v1alpha1.ClusterMatch{ClusterGroup: "north"}}}
 	h.create(bundle)
 	da, db := entry(t, a.waitDesired("runs it", runs("shared")), "shared"), entry(t, b.waitDesired("runs it", runs("shared")), "shared")
 	if da.Group != "north" || db.Group != "north" {
@@ -411,7 +411,7 @@ func TestBadBundles(t *testing.T) {
 	})
 
 	nobody := configMap("nobody", "1")
-	nobody.Spec.Targets = []v1alpha1.BundleTarget{{ClusterName: "nowhere"}}
+	nobody.Spec.Targets = []v1alpha1.BundleTarget{{ClusterMatch: v1alpha1.ClusterMatch{ClusterName: "nowhere"}}}
 	h.create(nobody)
 	h.waitBundle("nobody", "says that nothing matches", func(b *v1alpha1.Bundle) bool {
 		return b.Status.Display.State == v1alpha1.StatePending && strings.Contains(b.Status.Display.Message, "no cluster matches its targets (of 1")
@@ -424,7 +424,7 @@ func TestBadBundles(t *testing.T) {
 	})
 
 	badSelector := configMap("selector", "1")
-	badSelector.Spec.Targets = []v1alpha1.BundleTarget{{Name: "odd", ClusterSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Around"}}}}}
+	badSelector.Spec.Targets = []v1alpha1.BundleTarget{{Name: "odd", ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Around"}}}}}}
 	h.create(badSelector)
 	h.waitBundle("selector", "names the target", func(b *v1alpha1.Bundle) bool {
 		return b.Status.Display.State == v1alpha1.StateErrRendered && strings.Contains(b.Status.Display.Message, "odd")
@@ -606,7 +606,7 @@ func TestRemovalHeld(t *testing.T) {
 		sites = append(sites, s)
 	}
 	b := configMap("a", "1")
-	b.Spec.Targets = []v1alpha1.BundleTarget{{Name: "prod", ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}}}
+	b.Spec.Targets = []v1alpha1.BundleTarget{{Name: "prod", ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}}}}
 	h.create(b)
 	for _, s := range sites {
 		s.waitDesired("runs a", runs("a"))

@@ -84,7 +84,7 @@ func TestRightsSuffice(t *testing.T) {
 		Spec: v1alpha1.BundleSpec{
 			BundleOptions: v1alpha1.BundleOptions{DefaultNamespace: "web-" + workspace},
 			Resources:     []v1alpha1.BundleResource{v1alpha1.NewResource("a.yaml", []byte(manifests))},
-			Targets:       []v1alpha1.BundleTarget{{ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}}},
+			Targets:       []v1alpha1.BundleTarget{{ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}}}},
 		},
 	}
 	create(t, kube, bundle)

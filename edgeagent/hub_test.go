@@ -296,7 +296,7 @@ func (h *hub) seal(objects ...string) bundlefmt.Sealed {
 		}
 		list = append(list, obj)
 	}
-	b, err := bundlefmt.New(list, h.limits)
+	b, err := bundlefmt.New(list, bundlefmt.Handling{}, h.limits)
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -256,7 +256,7 @@ func (v *View) Assign(c topics.Cluster, bundle string, a publish.Assignment) {
 	old, ok := m.Assigned[bundle]
 	m.Assigned[bundle] = a
 	v.mu.Unlock()
-	if !ok || old != a {
+	if !ok || !old.Equal(a) {
 		v.o.Changed(c)
 	}
 }

@@ -15,9 +15,16 @@ type Assignment struct {
 	Release  rollout.Release // zero: nothing (more) is to be ordered now
 	Group    string          // audience of the parts; empty: the cluster alone
 	Revision string
-	Remove   bool   // take it away; Release then only says, by its policy, whether objects stay
-	Failed   bool   // what is wanted could not be rendered; Wait says why
-	Wait     string // why what is wanted is not ordered yet
+	Remove   bool // take it away; Release then only says, by its policy, whether objects stay
+	// Confirmed, of a removal: somebody has seen how much goes from the cluster.
+	Confirmed bool
+	Failed    bool   // what is wanted could not be rendered; Wait says why
+	Wait      string // why what is wanted is not ordered yet
+}
+
+// Equal reports whether two assignments say the same.
+func (a Assignment) Equal(b Assignment) bool {
+	return a.Release.Equal(b.Release) && a.Group == b.Group && a.Revision == b.Revision && a.Remove == b.Remove && a.Confirmed == b.Confirmed && a.Failed == b.Failed && a.Wait == b.Wait
 }
 
 // DocumentInput is all that a cluster's next desired document depends on.
@@ -25,6 +32,7 @@ type DocumentInput struct {
 	Ordered  *bundlefmt.Desired  // the document in force; nil: none known
 	Reported *bundlefmt.Reported // the newest report; nil: none known
 	Assigned map[string]Assignment
+	Windows  []bundlefmt.Window
 	InGroup  func(group string) bool // whether the cluster is still in a group
 	Sealed   func(bundlefmt.Digest) (bundlefmt.Sealed, bool)
 	Serial   bundlefmt.Serial // of the next document
@@ -51,7 +59,7 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 	for name, a := range in.Assigned {
 		if a.Remove {
 			if _, ok := deployments[name]; ok || has(in.Reported, name) && removals[name].Serial == 0 {
-				removals[name] = bundlefmt.Removal{Name: name, Serial: in.Serial, Keep: a.Release.Policy.KeepResources}
+				removals[name] = bundlefmt.Removal{Name: name, Serial: in.Serial, Keep: a.Release.Policy.KeepResources, Confirmed: a.Confirmed}
 			}
 			delete(deployments, name)
 			continue
@@ -64,7 +72,7 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 			deployments[name] = d
 		}
 	}
-	next := &bundlefmt.Desired{Serial: in.Serial, IssuedAt: in.Now}
+	next := &bundlefmt.Desired{Windows: in.Windows, Serial: in.Serial, IssuedAt: in.Now}
 	if in.TTL > 0 {
 		next.StaleAfter = in.Now.Add(in.TTL)
 	}
@@ -78,7 +86,7 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 	if in.Ordered == nil {
 		return next, true
 	}
-	same := slices.Equal(next.Deployments, in.Ordered.Deployments) && slices.Equal(next.Remove, in.Ordered.Remove)
+	same := slices.EqualFunc(next.Deployments, in.Ordered.Deployments, bundlefmt.Deployment.Equal) && slices.Equal(next.Windows, in.Ordered.Windows) && slices.Equal(next.Remove, in.Ordered.Remove)
 	renew := in.TTL > 0 && (in.Ordered.StaleAfter.IsZero() || in.Now.After(in.Ordered.StaleAfter.Add(-in.TTL/2)))
 	return next, !same || renew
 }
@@ -93,7 +101,7 @@ func (in DocumentInput) entry(name string, a Assignment, old bundlefmt.Deploymen
 		Name: name, Serial: in.Serial, Digest: a.Release.Digest, RawSize: sealed.RawSize, Size: sealed.Size, Parts: len(sealed.Parts),
 		Group: a.Group, Revision: a.Revision, Policy: a.Release.Policy,
 	}
-	if old.Digest == d.Digest && old.Policy == d.Policy {
+	if old.Digest == d.Digest && old.Policy.Equal(d.Policy) {
 		d.Serial, d.Revision = old.Serial, old.Revision
 		if old.Group == "" || in.InGroup(old.Group) { // the parts stay where they were announced
 			d.Group = old.Group

@@ -177,7 +177,7 @@ func (r *rendering) bundle() (*bundlefmt.Bundle, error) {
 		seen[id] = o.origin
 		objs[i] = o.Object
 	}
-	b, err := bundlefmt.New(objs, bundlefmt.DefaultLimits())
+	b, err := bundlefmt.New(objs, r.handling, bundlefmt.DefaultLimits())
 	if err != nil {
 		return nil, fmt.Errorf("%w: split the bundle", err)
 	}

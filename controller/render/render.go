@@ -185,6 +185,8 @@ type rendering struct {
 	files map[string][]byte
 	notes map[string]bool
 	objs  []object
+
+	handling bundlefmt.Handling
 }
 
 // object is an object on its way into the bundle, and where it came from.

@@ -18,6 +18,9 @@ type Release struct {
 	Policy bundlefmt.Policy
 }
 
+// Equal reports whether two releases are the same.
+func (r Release) Equal(o Release) bool { return r.Digest == o.Digest && r.Policy.Equal(o.Policy) }
+
 // IsZero reports whether there is no release.
 func (r Release) IsZero() bool { return r.Digest.IsZero() }
 
@@ -58,7 +61,7 @@ func Next(s Strategy, members []Member) []Step {
 	}
 	var steps []Step
 	for _, m := range members {
-		if m.Wanted == m.Ordered {
+		if m.Wanted.Equal(m.Ordered) {
 			continue
 		}
 		step := Step{Cluster: m.Cluster}

@@ -104,7 +104,7 @@ type matcher struct {
 func compile(spec v1alpha1.BundleSpec) ([]matcher, error) {
 	targets := spec.Targets
 	if len(targets) == 0 {
-		targets = []v1alpha1.BundleTarget{{Name: DefaultGroup, ClusterGroup: DefaultGroup}}
+		targets = []v1alpha1.BundleTarget{{Name: DefaultGroup, ClusterMatch: v1alpha1.ClusterMatch{ClusterGroup: DefaultGroup}}}
 	}
 	ms := make([]matcher, 0, len(targets))
 	for i, t := range targets {

@@ -24,6 +24,11 @@ type Release struct {
 	Group  string
 }
 
+// Equal reports whether two orders say the same.
+func (r Release) Equal(o Release) bool {
+	return r.Serial == o.Serial && r.Digest == o.Digest && r.Parts == o.Parts && r.Group == o.Group && r.Policy.Equal(o.Policy)
+}
+
 // Of is the release that a document's entry orders.
 func Of(d bundlefmt.Deployment) Release {
 	return Release{Serial: d.Serial, Digest: d.Digest, Policy: d.Policy, Parts: d.Parts, Group: d.Group}
@@ -261,7 +266,7 @@ func (x step) stay(want Release) []Action {
 	if x.l.Busy {
 		return []Action{x.wait(time.Time{}, st, msg)}
 	}
-	if *x.l.Applied != want {
+	if !x.l.Applied.Equal(want) {
 		return []Action{x.act(Adopt, want, st, msg)}
 	}
 	if !x.s.OnDisk[want.Digest] { // damaged since: without it there is nothing to compare with
@@ -349,7 +354,7 @@ func sameOnCluster(a, b Release) bool {
 		p.CorrectDrift, p.Paused, p.KeepResources, p.ReadyTimeoutSecond = false, false, false, 0
 		return p
 	}
-	return a.Digest == b.Digest && harmless(a.Policy) == harmless(b.Policy)
+	return a.Digest == b.Digest && harmless(a.Policy).Equal(harmless(b.Policy))
 }
 
 func earliest(a, b time.Time) time.Time {

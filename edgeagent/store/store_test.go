@@ -79,7 +79,7 @@ func sealed(t *testing.T, seed uint64, n int) bundlefmt.Sealed {
 		}
 		objects = append(objects, o)
 	}
-	b, err := bundlefmt.New(objects, small())
+	b, err := bundlefmt.New(objects, bundlefmt.Handling{}, small())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func story(t *testing.T) []message {
 		}
 		objects = append(objects, o)
 	}
-	bundle, err := bundlefmt.New(objects, l)
+	bundle, err := bundlefmt.New(objects, bundlefmt.Handling{}, l)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,6 +42,44 @@ type BundleSpec struct {
 	// Options that hold for every target, unless the target says otherwise.
 	BundleOptions `json:",inline"`
 
+	// TargetCustomizationMode says how targets combine that match the same cluster: the first one counts (FirstMatch, the
+	// default), or all of them, merged in their order (AllMatches).
+	// +optional
+	// +kubebuilder:validation:Enum=FirstMatch;AllMatches
+	TargetCustomizationMode string `json:"targetCustomizationMode,omitempty"`
+	// TargetRestrictions say which clusters may have the bundle at all. With n of them the last n targets say the same with
+	// options, and those before are customizations: they change options, they do not select.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=1000
+	TargetRestrictions []BundleTargetRestriction `json:"targetRestrictions,omitempty"`
+	// DeleteNamespace: removing the bundle from a cluster deletes its namespace with everything in it.
+	// +optional
+	DeleteNamespace bool `json:"deleteNamespace,omitempty"`
+	// DeleteCRDResources: removing the bundle deletes its CRDs, and with them all objects of these kinds. Default: they stay.
+	// +optional
+	DeleteCRDResources bool `json:"deleteCRDResources,omitempty"`
+	// DeleteVolumes: removing the bundle deletes its PersistentVolumes and PersistentVolumeClaims. Default: they stay.
+	// +optional
+	DeleteVolumes bool `json:"deleteVolumes,omitempty"`
+	// DependsOn names bundles that have to be in an accepted state on the same cluster before this one changes there.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	DependsOn []BundleDependency `json:"dependsOn,omitempty"`
+	// Ignore says what does not count for readiness.
+	// +optional
+	Ignore *Ignore `json:"ignore,omitempty"`
+	// Health says when objects of a kind are ready that Kubernetes has no rule for.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Health []HealthRule `json:"health,omitempty"`
+	// Templating: what is templated with the cluster's labels and values: helm.values only ("values", the default), or plain
+	// manifests, kustomize files, namespaces and the release name as well ("all").
+	// +optional
+	// +kubebuilder:validation:Enum=values;all
+	Templating string `json:"templating,omitempty"`
 	// Paused holds back updates: clusters keep what they have and show OutOfSync.
 	// +optional
 	Paused bool `json:"paused,omitempty"`
@@ -97,6 +135,30 @@ type BundleOptions struct {
 	// +optional
 	CorrectDrift *CorrectDrift `json:"correctDrift,omitempty"`
 
+	// Diff says what does not count as drift.
+	// +optional
+	Diff *Diff `json:"diff,omitempty"`
+	// NamespaceLabels are set on the target namespace; other labels are removed from it, except
+	// kubernetes.io/metadata.name and those below pod-security.kubernetes.io/.
+	// +optional
+	NamespaceLabels map[string]string `json:"namespaceLabels,omitempty"`
+	// NamespaceAnnotations are set on the target namespace; other annotations are removed from it.
+	// +optional
+	NamespaceAnnotations map[string]string `json:"namespaceAnnotations,omitempty"`
+	// ServiceAccount, in the agent's namespace on the cluster, with whose rights objects are written. Default: the service account
+	// "shoal-default" if there is one, else the agent's own rights.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	ServiceAccount string `json:"serviceAccount,omitempty"`
+	// ForceSyncGeneration: another number makes clusters apply again although nothing changed.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	ForceSyncGeneration int64 `json:"forceSyncGeneration,omitempty"`
+	// DownstreamResources are Secrets and ConfigMaps of this namespace on the hub that go to the cluster with the bundle.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	DownstreamResources []DownstreamResource `json:"downstreamResources,omitempty"`
 	// KeepResources leaves the objects on the cluster when the bundle is deleted or no longer targets the cluster.
 	// +optional
 	KeepResources bool `json:"keepResources,omitempty"`
@@ -114,6 +176,53 @@ type HelmOptions struct {
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
 	ReleaseName string `json:"releaseName,omitempty"`
 
+	// Repo and version of a chart that comes from a repository. shoal apply fetches such charts into the bundle and points
+	// chart at the directory; the hub fetches nothing.
+	// +optional
+	Repo string `json:"repo,omitempty"`
+	// Version of a chart from a repository.
+	// +optional
+	Version string `json:"version,omitempty"`
+	// TemplateValues are templates of values, by top-level key: ${ } is replaced, the text parsed as YAML, and the result
+	// takes the place of that key in values.
+	// +optional
+	TemplateValues map[string]string `json:"templateValues,omitempty"`
+	// ValuesFrom names Secrets and ConfigMaps on the cluster with values that do not leave it. They win over all others.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	ValuesFrom []ValuesFrom `json:"valuesFrom,omitempty"`
+	// TimeoutSeconds is how long a release may take to become ready. 0: no limit of its own. In a target a negative number
+	// sets it back to 0.
+	// +optional
+	TimeoutSeconds int64 `json:"timeoutSeconds,omitempty"`
+	// TakeOwnership: objects that are on the cluster already and belong to no bundle are adopted. Default: they are an error.
+	// +optional
+	TakeOwnership bool `json:"takeOwnership,omitempty"`
+	// Force: an object that cannot be changed in place is deleted and created again.
+	// +optional
+	Force bool `json:"force,omitempty"`
+	// Atomic: a release that fails, or is not ready within timeoutSeconds (default 600), gives way to the one before.
+	// +optional
+	Atomic bool `json:"atomic,omitempty"`
+	// WaitForJobs: a Job is ready when it is complete.
+	// +optional
+	WaitForJobs bool `json:"waitForJobs,omitempty"`
+	// DisablePreProcess: values are not templated.
+	// +optional
+	DisablePreProcess bool `json:"disablePreProcess,omitempty"`
+	// SkipSchemaValidation: values are not held against the chart's values.schema.json.
+	// +optional
+	SkipSchemaValidation bool `json:"skipSchemaValidation,omitempty"`
+	// DisableDNS is accepted for Fleet's sake: templates never resolve names here.
+	// +optional
+	DisableDNS bool `json:"disableDNS,omitempty"`
+	// DisableDependencyUpdate: shoal apply does not fetch the chart's dependencies.
+	// +optional
+	DisableDependencyUpdate bool `json:"disableDependencyUpdate,omitempty"`
+	// MaxHistory is accepted for Fleet's sake: an agent always keeps the release before the current one.
+	// +optional
+	MaxHistory int64 `json:"maxHistory,omitempty"`
 	// Values for the chart. A target's values are merged over the bundle's: maps key by key, lists are replaced.
 	// +optional
 	// +kubebuilder:validation:Schemaless
@@ -146,6 +255,9 @@ type CorrectDrift struct {
 	// Force: an object that cannot be set back by an update (a field that cannot change) is deleted and created again.
 	// +optional
 	Force bool `json:"force,omitempty"`
+	// KeepFailHistory is accepted for Fleet's sake: there is no Helm history on a cluster.
+	// +optional
+	KeepFailHistory bool `json:"keepFailHistory,omitempty"`
 }
 
 // RolloutStrategy says how an update spreads.
@@ -154,6 +266,151 @@ type RolloutStrategy struct {
 	// a time. New installs are not held back. 0 freezes updates of healthy clusters. Default: 100%.
 	// +optional
 	MaxUnavailable *intstr.IntOrString `json:"maxUnavailable,omitempty"`
+	// MaxUnavailablePartitions is how many partitions may be over their own maxUnavailable before the rollout stops. Default: 0.
+	// +optional
+	MaxUnavailablePartitions *intstr.IntOrString `json:"maxUnavailablePartitions,omitempty"`
+	// AutoPartitionSize is the size of the partitions that are made when none are listed. Default: 25%.
+	// +optional
+	AutoPartitionSize *intstr.IntOrString `json:"autoPartitionSize,omitempty"`
+	// AutoPartitionThreshold is the number of clusters from which on partitions are made. Default: 200.
+	// +optional
+	AutoPartitionThreshold *int32 `json:"autoPartitionThreshold,omitempty"`
+	// MaxNew is how many clusters may be given the bundle for the first time at once. Default: 50.
+	// +optional
+	MaxNew *int32 `json:"maxNew,omitempty"`
+	// Partitions are updated one after the other. Clusters that none of them matches form a last one.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=100
+	Partitions []Partition `json:"partitions,omitempty"`
+}
+
+// Partition is a part of the clusters that is updated before the next one.
+type Partition struct {
+	// Name of the partition, for messages.
+	// +optional
+	Name string `json:"name,omitempty"`
+	// MaxUnavailable within the partition. Default: that of the rollout strategy.
+	// +optional
+	MaxUnavailable *intstr.IntOrString `json:"maxUnavailable,omitempty"`
+	ClusterMatch   `json:",inline"`
+}
+
+// BundleDependency names other bundles.
+type BundleDependency struct {
+	// Name of the bundle.
+	// +optional
+	Name string `json:"name,omitempty"`
+	// Selector of the bundles' labels.
+	// +optional
+	Selector *metav1.LabelSelector `json:"selector,omitempty"`
+	// AcceptedStates of the bundles on the cluster. Default: Ready.
+	// +optional
+	// +listType=atomic
+	AcceptedStates []State `json:"acceptedStates,omitempty"`
+}
+
+// Ignore says what does not count for readiness.
+type Ignore struct {
+	// Conditions: a condition of an object that has all the pairs of one of these maps does not count.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Conditions []map[string]string `json:"conditions,omitempty"`
+}
+
+// HealthRule says in CEL when objects of a kind are ready; self is the object.
+type HealthRule struct {
+	// Group of the kind; empty: the core group.
+	// +optional
+	Group string `json:"group,omitempty"`
+	// Kind of the objects.
+	Kind string `json:"kind"`
+	// Ready is a CEL expression that is true when the object is ready.
+	// +optional
+	Ready string `json:"ready,omitempty"`
+	// Failed is a CEL expression that is true when the object will never be ready.
+	// +optional
+	Failed string `json:"failed,omitempty"`
+	// Message is a CEL expression that says why it is not ready.
+	// +optional
+	Message string `json:"message,omitempty"`
+}
+
+// Diff says what does not count as drift.
+type Diff struct {
+	// ComparePatches are applied to both sides before they are compared.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=256
+	ComparePatches []ComparePatch `json:"comparePatches,omitempty"`
+}
+
+// ComparePatch takes parts of objects out of the comparison.
+type ComparePatch struct {
+	// APIVersion of the objects. Empty: any.
+	// +optional
+	APIVersion string `json:"apiVersion,omitempty"`
+	// Kind of the objects. Empty: any.
+	// +optional
+	Kind string `json:"kind,omitempty"`
+	// Namespace of the objects. Empty: any.
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
+	// Name of the objects; a regular expression for the operation "ignore". Empty: any.
+	// +optional
+	Name string `json:"name,omitempty"`
+	// JSONPointers (RFC 6901) of fields that do not count.
+	// +optional
+	// +listType=atomic
+	JSONPointers []string `json:"jsonPointers,omitempty"`
+	// Operations are those of JSON Patch (RFC 6902), done to both sides; "ignore": the object may be missing.
+	// +optional
+	// +listType=atomic
+	Operations []ComparePatchOperation `json:"operations,omitempty"`
+}
+
+// ComparePatchOperation is one operation.
+type ComparePatchOperation struct {
+	// Op is add, remove, replace, move, copy, test or ignore.
+	Op string `json:"op"`
+	// Path is the JSON pointer of the field.
+	// +optional
+	Path string `json:"path,omitempty"`
+	// Value as JSON text.
+	// +optional
+	Value string `json:"value,omitempty"`
+}
+
+// DownstreamResource names an object of the bundle's namespace on the hub.
+type DownstreamResource struct {
+	// Kind of the object.
+	// +kubebuilder:validation:Enum=Secret;ConfigMap
+	Kind string `json:"kind"`
+	// Name of the object.
+	Name string `json:"name"`
+}
+
+// ValuesFrom names values on the cluster. An entry may have both: the Secret wins.
+type ValuesFrom struct {
+	// ConfigMapKeyRef names a key of a ConfigMap.
+	// +optional
+	ConfigMapKeyRef *ValuesKey `json:"configMapKeyRef,omitempty"`
+	// SecretKeyRef names a key of a Secret.
+	// +optional
+	SecretKeyRef *ValuesKey `json:"secretKeyRef,omitempty"`
+}
+
+// ValuesKey names a key of an object on the cluster that holds a YAML document with values.
+type ValuesKey struct {
+	// Name of the object.
+	Name string `json:"name"`
+	// Namespace of the object. Default: the release's.
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
+	// Key in the object's data. Default: values.yaml.
+	// +optional
+	Key string `json:"key,omitempty"`
 }
 
 // BundleResource is one file.
@@ -189,7 +446,23 @@ type BundleTarget struct {
 
 	// Name of the target, for messages.
 	// +optional
-	Name string `json:"name,omitempty"`
+	Name         string `json:"name,omitempty"`
+	ClusterMatch `json:",inline"`
+	// DoNotDeploy keeps the bundle off these clusters, even if a later target matches them.
+	// +optional
+	DoNotDeploy bool `json:"doNotDeploy,omitempty"`
+}
+
+// BundleTargetRestriction says which clusters may have a bundle.
+type BundleTargetRestriction struct {
+	// Name of the restriction, for messages.
+	// +optional
+	Name         string `json:"name,omitempty"`
+	ClusterMatch `json:",inline"`
+}
+
+// ClusterMatch selects clusters. All criteria that are set must hold; without any it matches nothing.
+type ClusterMatch struct {
 	// ClusterName is the name of the one cluster.
 	// +optional
 	ClusterName string `json:"clusterName,omitempty"`
@@ -203,9 +476,6 @@ type BundleTarget struct {
 	// same group. A cluster in no group counts as in one group without name and labels.
 	// +optional
 	ClusterGroupSelector *metav1.LabelSelector `json:"clusterGroupSelector,omitempty"`
-	// DoNotDeploy keeps the bundle off these clusters, even if a later target matches them.
-	// +optional
-	DoNotDeploy bool `json:"doNotDeploy,omitempty"`
 }
 
 // BundleStatus is what the hub sees of a bundle.

@@ -44,6 +44,17 @@ type ClusterSpec struct {
 	// +optional
 	Paused bool `json:"paused,omitempty"`
 
+	// TemplateValues are for templates in bundles, as .ClusterValues.
+	// +optional
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=object
+	// +kubebuilder:pruning:PreserveUnknownFields
+	TemplateValues Values `json:"templateValues,omitempty"`
+	// Windows are when the cluster may be changed; those of its groups count as well. Without any: at any time.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	Windows []Window `json:"windows,omitempty"`
 	// AgentKeys are the SHA-256 hashes (hex) of the public keys (SubjectPublicKeyInfo) an agent may connect with as this
 	// cluster. Enrolment sets them. Remove one to revoke that credential: the agent is disconnected at once.
 	// +optional
@@ -51,6 +62,25 @@ type ClusterSpec struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:items:Pattern=`^[0-9a-f]{64}$`
 	AgentKeys []string `json:"agentKeys,omitempty"`
+}
+
+// Window is a span of time, repeated by a schedule, in which clusters may be changed. Drift is repaired at any time.
+type Window struct {
+	// Schedule is when it opens, in cron's five fields (minute, hour, day of month, month, day of week): "0 2 * * *".
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=128
+	Schedule string `json:"schedule"`
+	// Duration is how long it stays open, such as "3h"; at most a week.
+	Duration metav1.Duration `json:"duration"`
+	// TimeZone of the schedule, such as "Europe/Berlin". Default: the site's own.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	TimeZone string `json:"timeZone,omitempty"`
+	// For which activities: Download (fetching bundles), Apply (changing the cluster). Default: both.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:items:Enum=Download;Apply
+	For []string `json:"for,omitempty"`
 }
 
 // ClusterStatus is what the hub sees of a cluster.
@@ -159,6 +189,11 @@ type ClusterGroupSpec struct {
 	// Selector selects clusters by their labels. Without one the group is empty; {} selects every cluster.
 	// +optional
 	Selector *metav1.LabelSelector `json:"selector,omitempty"`
+	// Windows are when clusters of the group may be changed, beside those of the cluster itself and of its other groups.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	Windows []Window `json:"windows,omitempty"`
 }
 
 // ClusterGroupStatus is what the hub sees of a group.
