@@ -50,7 +50,7 @@ func (s *site) spoiled(name string, d bundlefmt.Digest, err error) {
 }
 
 func deployment(a plan.Action, b *bundlefmt.Bundle) apply.Deployment {
-	return apply.Deployment{Name: a.Deployment, Serial: a.Release.Serial, Objects: b.Objects(), Policy: a.Release.Policy}
+	return apply.Deployment{Name: a.Deployment, Serial: a.Release.Serial, Objects: b.Objects(), Policy: a.Release.Policy, Handling: b.Handling()}
 }
 
 func (s *site) check(ctx context.Context, a plan.Action) func(time.Time) {
@@ -296,7 +296,7 @@ func (s *site) remove(ctx context.Context, a plan.Action) func(time.Time) {
 	})
 	var res apply.Removed
 	if err == nil {
-		res, err = s.a.applier.Remove(ctx, a.Deployment, refs, a.Keep)
+		res, err = s.a.applier.Remove(ctx, apply.Deployment{Name: a.Deployment}, refs, a.Keep)
 	}
 	return func(now time.Time) {
 		if s.stopping(err) {

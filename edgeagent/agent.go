@@ -49,7 +49,7 @@ func New(o Options) (*Agent, error) {
 	if a.store, err = store.Open(o.DataDir, o.Log); err != nil {
 		return nil, fmt.Errorf("open data directory %s: %w", o.DataDir, err)
 	}
-	if a.applier, err = apply.New(o.Kubernetes, o.Log); err != nil {
+	if a.applier, err = apply.New(o.Kubernetes, apply.Options{Namespace: o.Namespace}, o.Log); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
 	if o.MetricsListen != "" {

@@ -56,13 +56,32 @@ type Ref = bundlefmt.Ref
 // Deployment is what to apply or check.
 type Deployment struct {
 	Name    string
-	Serial  bundlefmt.Serial // for logs
-	Objects []bundlefmt.Object
+	Serial  bundlefmt.Serial   // for logs
+	Objects []bundlefmt.Object // with the objects of hooks
 	Policy  bundlefmt.Policy
+
+	Handling  bundlefmt.Handling
+	Operation Operation
+}
+
+// Operation is what an apply is to the site; it decides which hooks run.
+type Operation string
+
+// Operations. The empty one runs no hooks: a repair.
+const (
+	Install  Operation = "install"
+	Upgrade  Operation = "upgrade"
+	Rollback Operation = "rollback"
+)
+
+// Options say what the agent itself is on the cluster.
+type Options struct {
+	Namespace string // the agent's own: service accounts, locks and records are there; empty: none
 }
 
 // Applier works on one cluster.
 type Applier struct {
+	o        Options
 	log      zerolog.Logger
 	dyn      dynamic.Interface
 	meta     metadata.Interface
@@ -82,8 +101,8 @@ type id struct{ group, kind, namespace, name string }
 func idOf(r Ref) id { return id{r.Group, r.Kind, r.Namespace, r.Name} }
 
 // New prepares clients for the cluster that cfg names; it sends nothing. cfg is not changed.
-func New(cfg *rest.Config, log zerolog.Logger) (*Applier, error) {
-	a := &Applier{log: log.With().Str("component", "apply").Logger(), verified: map[id]verdict{}}
+func New(cfg *rest.Config, o Options, log zerolog.Logger) (*Applier, error) {
+	a := &Applier{o: o, log: log.With().Str("component", "apply").Logger(), verified: map[id]verdict{}}
 	c := rest.CopyConfig(cfg)
 	c.UserAgent = FieldManager
 	c.Timeout = 0 // would end watches; every other request has requestTimeout

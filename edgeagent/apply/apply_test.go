@@ -325,7 +325,7 @@ func TestCost(t *testing.T) {
 	s.a = newApplier(t, s.cfg)
 	measure("first check of a restarted agent", func() { s.clean(d) })
 	measure("remove", func() {
-		if _, err := s.a.Remove(t.Context(), "big", res.Inventory, false); err != nil {
+		if _, err := s.a.Remove(t.Context(), Deployment{Name: "big"}, res.Inventory, false); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -402,7 +402,7 @@ func TestObjectOfAnotherDeploymentIsNotStolen(t *testing.T) {
 	if len(res.Inventory) != 1 {
 		t.Errorf("inventory %v", res.Inventory)
 	}
-	if rm, err := s.a.Remove(t.Context(), "two", append(res.Inventory, f.Ref), false); err != nil || len(rm.Remaining) != 0 {
+	if rm, err := s.a.Remove(t.Context(), Deployment{Name: "two"}, append(res.Inventory, f.Ref), false); err != nil || len(rm.Remaining) != 0 {
 		t.Error(rm, err)
 	}
 	if s.get(configMaps, "shared") == nil || s.get(configMaps, "own") != nil {
@@ -452,7 +452,7 @@ func TestUnavailable(t *testing.T) {
 	d := s.deployment("x", configMap("a", "1"))
 	_, err1 := a.Apply(t.Context(), d, nil)
 	_, err2 := a.Check(t.Context(), d)
-	_, err3 := a.Remove(t.Context(), "x", []Ref{d.Objects[0].Ref}, false)
+	_, err3 := a.Remove(t.Context(), Deployment{Name: "x"}, []Ref{d.Objects[0].Ref}, false)
 	_, err4 := a.Facts(t.Context())
 	for _, err := range []error{err1, err2, err3, err4} {
 		if !errors.Is(err, ErrUnavailable) {

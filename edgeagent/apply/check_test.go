@@ -285,7 +285,7 @@ func TestInjectedAndAggregatedFieldsAreNoDrift(t *testing.T) {
 	d := s.deployment("hook", injected)
 	inv := s.apply(d, nil).Inventory
 	t.Cleanup(func() {
-		if _, err := s.a.Remove(context.Background(), "hook", inv, false); err != nil {
+		if _, err := s.a.Remove(context.Background(), Deployment{Name: "hook"}, inv, false); err != nil {
 			t.Error(err)
 		}
 	})

@@ -31,7 +31,8 @@ func (r Removed) Refs() []Ref {
 //
 // Only objects that carry the deployment's label are touched. Claims with a volume, CRDs with objects and namespaces with
 // foreign content are never deleted here: they lose the label and are Kept. With keep that goes for every object.
-func (a *Applier) Remove(ctx context.Context, deployment string, refs []Ref, keep bool) (Removed, error) {
+func (a *Applier) Remove(ctx context.Context, d Deployment, refs []Ref, keep bool) (Removed, error) {
+	deployment := d.Name
 	r := removal{a: a, d: deletion{a: a, kinds: a.pass(), deployment: deployment, foreground: true}, keep: keep}
 	err := r.run(ctx, inRemovalOrder(refs))
 	if err != nil {

@@ -114,7 +114,7 @@ func (s *site) removeAll(name string, refs []Ref) Removed {
 	s.Helper()
 	var all Removed
 	kubetest.Wait(s, name+" to be removed", func(ctx context.Context) error {
-		r, err := s.a.Remove(ctx, name, refs, false)
+		r, err := s.a.Remove(ctx, Deployment{Name: name}, refs, false)
 		if err != nil {
 			return err
 		}
@@ -136,7 +136,7 @@ func TestRemoveLeavesOthersAndWaitsForPods(t *testing.T) {
 	other := s.deployment("other", strings.ReplaceAll(web, "web", "other"))
 	s.apply(other, nil)
 	used := s.a.Requests()
-	first, err := s.a.Remove(t.Context(), "web", inv, false)
+	first, err := s.a.Remove(t.Context(), Deployment{Name: "web"}, inv, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func TestRemoveGivesOperatorsTheirTime(t *testing.T) {
 	d := s.deployment("op", operator)
 	inv := s.apply(d, nil).Inventory
 	s.edit(s.widgets(), "w", `{"metadata":{"finalizers":["example.com/operator"]}}`)
-	first, err := s.a.Remove(t.Context(), "op", inv, false)
+	first, err := s.a.Remove(t.Context(), Deployment{Name: "op"}, inv, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +179,7 @@ func TestRemoveKeepsResources(t *testing.T) {
 	s := newSite(t)
 	d := s.deployment("x", web)
 	inv := s.apply(d, nil).Inventory
-	res, err := s.a.Remove(t.Context(), "x", inv, true)
+	res, err := s.a.Remove(t.Context(), Deployment{Name: "x"}, inv, true)
 	if err != nil || len(res.Remaining) != 0 || len(res.Deleted) != 0 || len(res.Kept) != len(inv) {
 		t.Fatalf("got %+v, %v", res, err)
 	}
@@ -193,7 +193,7 @@ func TestRemoveKeepsResources(t *testing.T) {
 
 func TestRemoveNeverGuessesANamespace(t *testing.T) {
 	s := newSite(t)
-	res, err := s.a.Remove(t.Context(), "x", []Ref{{Version: "v1", Kind: "ConfigMap", Name: "a"}}, false)
+	res, err := s.a.Remove(t.Context(), Deployment{Name: "x"}, []Ref{{Version: "v1", Kind: "ConfigMap", Name: "a"}}, false)
 	if err != nil || len(res.Remaining) != 1 {
 		t.Errorf("got %+v, %v", res, err)
 	}

@@ -61,7 +61,7 @@ func newApplier(t testing.TB, cfg *rest.Config) *Applier {
 	if testing.Verbose() {
 		log = zerolog.New(zerolog.ConsoleWriter{Out: os.Stderr, NoColor: true})
 	}
-	a, err := New(cfg, log)
+	a, err := New(cfg, Options{}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
