@@ -207,6 +207,7 @@ func generated(t *testing.T) map[string][]byte {
 	m.trusts()
 	m.bundles()
 	m.texts()
+	m.second()
 	return m.out
 }
 

@@ -152,6 +152,13 @@ func (v *vector) run() (string, error) {
 		for _, o := range b.Objects() {
 			lines = append(lines, string(o.JSON))
 		}
+		if h := b.Handling(); !h.IsZero() {
+			out, err := json.MarshalIndent(h, "", "  ")
+			if err != nil {
+				return "", err
+			}
+			lines = append(lines, string(out))
+		}
 		return strings.Join(lines, "\n"), nil
 	case "reported":
 		out, err = ParseReported(v.message, v.limits)

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"shoal.dev/shoal/bundlefmt"
@@ -375,11 +377,12 @@ func TestCDDLHasEveryKey(t *testing.T) {
 			used[rule][k] = true
 		}
 	}
-	for _, msg := range vectors(t, "desired-ok-", "message.hex") {
+	documents := slices.Concat(vectors(t, "desired-ok-", "message.hex"), vectors(t, "desired-2-ok-", "message.hex"))
+	for _, msg := range documents {
 		var d map[int]cbor.RawMessage
 		decode(t, payloadOf(t, msg), &d)
 		use("desired", d)
-		for key, rule := range map[int]string{7: "deployment", 8: "removal"} {
+		for key, rule := range map[int]string{7: "deployment", 8: "removal", 9: "window"} {
 			var list []map[int]cbor.RawMessage
 			if d[key] != nil {
 				decode(t, d[key], &list)
@@ -390,6 +393,13 @@ func TestCDDLHasEveryKey(t *testing.T) {
 					var policy map[int]cbor.RawMessage
 					decode(t, x[9], &policy)
 					use("policy", policy)
+					if policy[19] != nil {
+						var dependencies []map[int]cbor.RawMessage
+						decode(t, policy[19], &dependencies)
+						for _, d := range dependencies {
+							use("dependency", d)
+						}
+					}
 				}
 			}
 		}
@@ -403,6 +413,29 @@ func TestCDDLHasEveryKey(t *testing.T) {
 		var d map[int]cbor.RawMessage
 		decode(t, payloadOf(t, msg[4:]), &d)
 		use("header", d)
+	}
+	for _, in := range indexes(t) {
+		var ix []cbor.RawMessage
+		decode(t, in, &ix)
+		var handling map[int]cbor.RawMessage
+		decode(t, ix[2], &handling)
+		use("handling", handling)
+		for key, rule := range map[int]string{1: "hook", 2: "site-value", 3: "values-from", 4: "compare-patch", 6: "health-rule"} {
+			var list []map[int]cbor.RawMessage
+			if handling[key] != nil {
+				decode(t, handling[key], &list)
+			}
+			for _, x := range list {
+				use(rule, x)
+				if rule == "compare-patch" && x[6] != nil {
+					var ops []map[int]cbor.RawMessage
+					decode(t, x[6], &ops)
+					for _, o := range ops {
+						use("patch-operation", o)
+					}
+				}
+			}
+		}
 	}
 	line := regexp.MustCompile(`(?m)^  (?:\? )?(\d+) =>`)
 	for rule, keys := range used {
@@ -421,6 +454,24 @@ func TestCDDLHasEveryKey(t *testing.T) {
 			t.Errorf("keys of %s (-vectors +CDDL): %s", rule, diff)
 		}
 	}
+}
+
+// indexes are those of the accepted bundles of version 2 that are in one part.
+func indexes(t *testing.T) (out [][]byte) {
+	t.Helper()
+	d, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, part := range vectors(t, "bundle-2-ok-", "part-0.hex") {
+		raw, err := d.DecodeAll(part[4+binary.BigEndian.Uint32(part):], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, raw[4:4+binary.BigEndian.Uint32(raw)])
+	}
+	return out
 }
 
 func decode(t *testing.T, b []byte, v any) {
