@@ -71,6 +71,12 @@ func story(t *testing.T) []message {
 	desired := &bundlefmt.Desired{Workspace: "shop", Cluster: "paris-1", Serial: 2, IssuedAt: at, Deployments: []bundlefmt.Deployment{
 		{Name: "web", Serial: 2, Digest: sealed.Digest, RawSize: sealed.RawSize, Size: sealed.Size, Parts: len(sealed.Parts), Group: "stores"},
 	}, Remove: []bundlefmt.Removal{{Name: "cache", Serial: 1, Keep: true}}}
+	held := &bundlefmt.Desired{Workspace: "shop", Cluster: "paris-1", Serial: 3, IssuedAt: at, Deployments: []bundlefmt.Deployment{{
+		Name: "web", Serial: 3, Digest: sealed.Digest, RawSize: sealed.RawSize, Size: sealed.Size, Parts: len(sealed.Parts),
+		Policy: bundlefmt.Policy{Paused: true, Rollback: true, ConfirmPrune: true, ForceSync: 4, DependsOn: []bundlefmt.Dependency{
+			{Name: "db"}, {Name: "api", States: []bundlefmt.State{bundlefmt.Ready, bundlefmt.Modified}}}},
+	}}, Remove: []bundlefmt.Removal{{Name: "cache", Serial: 1, Confirmed: true}}, Windows: []bundlefmt.Window{
+		{Schedule: "0 2 * * *", Seconds: 3 * 3600, TimeZone: "Europe/Berlin", Apply: true}, {Schedule: "0 0 * * 6", Seconds: 3600, Download: true}, {Schedule: "0 5 1 * *", Seconds: 60, Download: true, Apply: true}}}
 	digest := sealed.Digest.Short()
 	report := bundlefmt.Reported{Serial: 2, At: at, Refused: &bundlefmt.Refusal{Topic: p.Desired(c), Reason: "not signed by a trusted key", At: at, Count: 1}, Deployments: []bundlefmt.DeploymentReport{
 		{Name: "api", Serial: 1, Digest: sealed.Digest, State: bundlefmt.Ready, Message: "not shown", Ready: 2, Total: 2, Since: at},
@@ -81,6 +87,7 @@ func story(t *testing.T) []message {
 		{p.Trust("shop"), must(trust.Sign(stranger)), true},
 		{p.Trust("shop"), must(trust.Sign(root)), true},
 		{p.Desired(c), must(desired.Sign(hub, l)), true},
+		{p.Desired(c), must(held.Sign(hub, l)), false},
 		{p.Desired(c), must(desired.Sign(stranger, l)), false},
 		{p.Desired(topics.Cluster{Workspace: "shop", Name: "rome-1"}), must(desired.Sign(hub, l)), false},
 		{p.Desired(c), must(trust.Sign(root)), false},

@@ -17,8 +17,8 @@ func desiredLine(d *bundlefmt.Desired) string {
 			b.WriteByte(',')
 		}
 		fmt.Fprintf(&b, " %s@%d=%.8s", x.Name, x.Serial, x.Digest.String())
-		if x.Policy.Paused {
-			b.WriteString(" (paused)")
+		if said := policyWords(x.Policy); len(said) > 0 {
+			fmt.Fprintf(&b, " (%s)", strings.Join(said, "; "))
 		}
 	}
 	if len(d.Deployments) == 0 {
@@ -32,8 +32,62 @@ func desiredLine(d *bundlefmt.Desired) string {
 		if x.Keep {
 			b.WriteString(" (keep objects)")
 		}
+		if x.Confirmed {
+			b.WriteString(" (confirmed)")
+		}
+	}
+	sep := "; windows "
+	for _, w := range d.Windows {
+		b.WriteString(sep + windowWords(w))
+		sep = ", "
 	}
 	return b.String()
+}
+
+// policyWords are the parts of a policy that explain why a deployment waits, goes back or goes away; the JSON form has all of it.
+func policyWords(p bundlefmt.Policy) []string {
+	var out []string
+	for _, x := range []struct {
+		set  bool
+		word string
+	}{
+		{p.Paused, "paused"},
+		{p.Rollback, "rollback"},
+		{p.ConfirmPrune, "may delete much"},
+		{p.ForceSync > 0, fmt.Sprintf("force sync %d", p.ForceSync)},
+	} {
+		if x.set {
+			out = append(out, x.word)
+		}
+	}
+	var after []string
+	for _, d := range p.DependsOn {
+		sep, a := "=", d.Name
+		for _, s := range d.States {
+			a += sep + string(s)
+			sep = "|"
+		}
+		after = append(after, a)
+	}
+	if len(after) > 0 {
+		out = append(out, "after "+strings.Join(after, " "))
+	}
+	return out
+}
+
+// windowWords is when it opens and for how long, such as "0 2 * * * for 3h0m0s Europe/Berlin (apply)".
+func windowWords(w bundlefmt.Window) string {
+	s := fmt.Sprintf("%s for %v", w.Schedule, time.Duration(w.Seconds)*time.Second)
+	if w.TimeZone != "" {
+		s += " " + w.TimeZone
+	}
+	switch {
+	case !w.Apply:
+		s += " (download)"
+	case !w.Download:
+		s += " (apply)"
+	}
+	return s
 }
 
 // text reads what is not signed.
