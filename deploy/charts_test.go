@@ -49,7 +49,7 @@ func over(base, more map[string]any) map[string]any {
 
 // chart renders a chart as `helm install NAME -n NAMESPACE` would, with Helm's engine.
 func chart(dir, name, namespace string, values map[string]any) ([]*unstructured.Unstructured, error) {
-	b, err := source.Dir(name, dir)
+	b, err := source.Dir(context.Background(), dir, source.Options{Name: name})
 	if err != nil {
 		return nil, err
 	}

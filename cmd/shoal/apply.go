@@ -67,7 +67,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not ready in time (--wait).`,
 }
 
 func (a *app) apply(ctx context.Context, name, dir string, o applyOptions) error {
-	b, err := source.Dir(name, dir)
+	b, err := source.Dir(ctx, dir, source.Options{Name: name})
 	if err != nil {
 		return err
 	}

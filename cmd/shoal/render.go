@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -47,7 +48,7 @@ Objects without a namespace get the one of the bundle (namespace, defaultNamespa
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeDirectory(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return renderDir(args[0], o, a.stdout, a.stderr)
+			return renderDir(cmd.Context(), args[0], o, a.stdout, a.stderr)
 		},
 	}
 	f := cmd.Flags()
@@ -60,13 +61,13 @@ Objects without a namespace get the one of the bundle (namespace, defaultNamespa
 	return cmd
 }
 
-func renderDir(dir string, o renderOptions, stdout, stderr io.Writer) error {
+func renderDir(ctx context.Context, dir string, o renderOptions, stdout, stderr io.Writer) error {
 	cluster := target.Cluster{Name: o.cluster}
 	var err error
 	if cluster.Labels, err = parseLabels("--label", o.labels); err != nil {
 		return err
 	}
-	b, err := source.Dir("", dir)
+	b, err := source.Dir(ctx, dir, source.Options{})
 	if err != nil {
 		return err
 	}

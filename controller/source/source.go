@@ -16,6 +16,7 @@
 package source
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -50,8 +51,42 @@ const (
 // ErrEmpty is returned for a directory without a file that could be deployed.
 var ErrEmpty = errors.New("no files to deploy")
 
-// Dir reads a directory. An empty name means: the name in fleet.yaml, else one made from the directory's name.
-func Dir(name, dir string) (*v1alpha1.Bundle, error) {
+// Options say what is not in the directory.
+type Options struct {
+	Name    string                  // of the bundle, where there is one only; else that of fleet.yaml or of the directory
+	Charts  Charts                  // gets charts from elsewhere; nil: they are refused
+	Targets []v1alpha1.BundleTarget // what a GitRepo says; they also become restrictions
+}
+
+// Charts gets charts that are not in the directory.
+type Charts interface {
+	// Get returns a chart with its dependencies below charts/.
+	Get(ctx context.Context, c ChartRef) (Chart, error)
+	// Dependencies returns the files to add below charts/ of a chart, or nil if nothing is missing.
+	Dependencies(ctx context.Context, files map[string][]byte) (map[string][]byte, error)
+}
+
+// ChartRef is helm.chart, helm.repo and helm.version.
+type ChartRef struct{ Chart, Repo, Version string }
+
+// Chart is a chart from elsewhere; Files are by path inside the chart's directory.
+type Chart struct {
+	Name, Version, Digest string
+	Files                 map[string][]byte
+}
+
+// Tree reads a directory and returns every bundle in it, sorted by path.
+func Tree(ctx context.Context, dir string, o Options) ([]*v1alpha1.Bundle, error) {
+	b, err := Dir(ctx, dir, o)
+	if err != nil {
+		return nil, err
+	}
+	return []*v1alpha1.Bundle{b}, nil
+}
+
+// Dir reads the one bundle of a directory.
+func Dir(_ context.Context, dir string, o Options) (*v1alpha1.Bundle, error) {
+	name := o.Name
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", dir, err)

@@ -66,7 +66,7 @@ func TestDir(t *testing.T) {
 
 func read(t *testing.T, dir string) string {
 	t.Helper()
-	b, err := source.Dir("", dir)
+	b, err := source.Dir(t.Context(), dir, source.Options{})
 	if err != nil {
 		return "error: " + strings.ReplaceAll(err.Error(), dir, "DIR") + "\n"
 	}
@@ -97,7 +97,7 @@ const configMap = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"
 
 func wantError(t *testing.T, dir string, parts ...string) {
 	t.Helper()
-	_, err := source.Dir("web", dir)
+	_, err := source.Dir(t.Context(), dir, source.Options{Name: "web"})
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -117,7 +117,7 @@ func TestSymlinks(t *testing.T) {
 		if err := os.Symlink("real/a.yaml", filepath.Join(dir, "b.yaml")); err != nil {
 			t.Fatal(err)
 		}
-		b, err := source.Dir("web", dir)
+		b, err := source.Dir(t.Context(), dir, source.Options{Name: "web"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +163,7 @@ func TestSizes(t *testing.T) {
 		dir := t.TempDir()
 		big := strings.Repeat("# the same line again and again\n", 60_000) // 1.9 MB
 		write(t, dir, "a.yaml", []byte(configMap+big))
-		b, err := source.Dir("web", dir)
+		b, err := source.Dir(t.Context(), dir, source.Options{Name: "web"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +182,7 @@ func TestSizes(t *testing.T) {
 		dir := t.TempDir()
 		write(t, dir, "logo.png", []byte{0x89, 'P', 'N', 'G', 0, 1, 2})
 		write(t, dir, "a.yaml", []byte(configMap))
-		b, err := source.Dir("web", dir)
+		b, err := source.Dir(t.Context(), dir, source.Options{Name: "web"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -237,14 +237,14 @@ func TestName(t *testing.T) {
 	write(t, dir, "fleet.yaml", []byte("name: from-file\n"))
 	write(t, dir, "a.yaml", []byte(configMap))
 	for given, want := range map[string]string{"": "from-file", "given": "given"} {
-		if b, err := source.Dir(given, dir); err != nil || b.Name != want {
+		if b, err := source.Dir(t.Context(), dir, source.Options{Name: given}); err != nil || b.Name != want {
 			t.Errorf("%q: got %v, %v", given, b, err)
 		}
 	}
-	if _, err := source.Dir("Not_A_Name", dir); err == nil {
+	if _, err := source.Dir(t.Context(), dir, source.Options{Name: "Not_A_Name"}); err == nil {
 		t.Error("bad name accepted")
 	}
-	if _, err := source.Dir("x", filepath.Join(dir, "missing")); err == nil || !strings.Contains(err.Error(), "no such file") {
+	if _, err := source.Dir(t.Context(), filepath.Join(dir, "missing"), source.Options{Name: "x"}); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("got %v", err)
 	}
 }
