@@ -16,7 +16,6 @@ import (
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
 	"helm.sh/helm/v3/pkg/ignore"
-	"helm.sh/helm/v3/pkg/release"
 	"helm.sh/helm/v3/pkg/releaseutil"
 )
 
@@ -33,6 +32,11 @@ func (r *rendering) helm(files map[string][]byte) error {
 	}
 	if err := checkChart(c); err != nil {
 		return fmt.Errorf("chart %s: %w", c.Name(), err)
+	}
+	if !r.skipSchema() {
+		if err := checkSchemas(c); err != nil {
+			return fmt.Errorf("chart %s: %w", c.Name(), err)
+		}
 	}
 	rendered, err := r.template(c)
 	if err != nil {
@@ -101,7 +105,7 @@ func (e entry) Mode() fs.FileMode {
 	return 0
 }
 
-// checkChart refuses charts that cannot be installed, and schemas that would make Helm read files or the network.
+// checkChart refuses charts that cannot be installed.
 func checkChart(c *chart.Chart) error {
 	if c.Metadata.Type == "library" {
 		return fmt.Errorf("is a library chart: it can be a dependency of another chart, not a bundle")
@@ -115,9 +119,15 @@ func checkChart(c *chart.Chart) error {
 			return fmt.Errorf("dependency %s is not in charts/: run `helm dependency build` and keep charts/ in the bundle", d.Name)
 		}
 	}
-	return checkSchemas(c)
+	return nil
 }
 
+func (r *rendering) skipSchema() bool {
+	h := r.in.Options.Helm
+	return h != nil && h.SkipSchemaValidation
+}
+
+// checkSchemas refuses schemas that would make Helm read files or the network.
 func checkSchemas(c *chart.Chart) error {
 	if len(c.Schema) > 0 {
 		var schema any
@@ -185,7 +195,7 @@ func (r *rendering) template(c *chart.Chart) (map[string]string, error) {
 		return nil, fmt.Errorf("helm.releaseName %q: %w", r.releaseName(), err)
 	}
 	rel := chartutil.ReleaseOptions{Name: r.releaseName(), Namespace: r.namespace(), Revision: 1, IsInstall: true}
-	top, err := chartutil.ToRenderValues(c, vals, rel, caps)
+	top, err := chartutil.ToRenderValuesWithSchemaValidation(c, vals, rel, caps, r.skipSchema())
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +237,7 @@ func (r *rendering) capabilities() (*chartutil.Capabilities, error) {
 func (r *rendering) addRendered(rendered map[string]string) error {
 	for name, text := range rendered {
 		base := path.Base(name)
-		if strings.HasPrefix(base, "_") || base == "NOTES.txt" || strings.TrimSpace(text) == "" {
+		if strings.HasPrefix(base, "_") || strings.HasSuffix(base, "NOTES.txt") || strings.TrimSpace(text) == "" {
 			delete(rendered, name)
 		}
 	}
@@ -263,46 +273,18 @@ func (r *rendering) addRendered(rendered map[string]string) error {
 }
 
 func (r *rendering) addManifest(where string, doc []byte) error {
-	js, err := toJSON(doc, false)
+	d, err := parse(doc, false)
 	if err != nil {
-		return fmt.Errorf("%s: %w", where, err)
+		return fmt.Errorf("%s%w", where, err)
 	}
-	if js == nil {
-		return nil
+	if !d.isHook() {
+		return r.add(where, d, nil)
 	}
-	var head struct {
-		Kind     string `json:"kind"`
-		Metadata struct {
-			Name        string            `json:"name"`
-			Annotations map[string]string `json:"annotations"`
-		} `json:"metadata"`
+	h, err := r.hook(fmt.Sprintf("%s: %s %s", where, d.kind, d.name), d.annotations)
+	if h == nil || err != nil {
+		return err
 	}
-	_ = json.Unmarshal(js, &head) // what is wrong with it, addJSON says
-	events, isHook := head.Metadata.Annotations[release.HookAnnotation]
-	if !isHook {
-		return r.addJSON(where, js, 0)
-	}
-	switch what := fmt.Sprintf("%s: %s %s is a hook (%s)", where, head.Kind, head.Metadata.Name, events); {
-	case allEvents(events, "test", "test-success", "test-failure"):
-		return nil
-	case allEvents(events, "pre-delete", "post-delete", "pre-rollback", "post-rollback"):
-		r.note("%s: left out, such hooks are not run", what)
-		return nil
-	case slices.Contains([]string{"Job", "CronJob", "Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet"}, head.Kind):
-		return fmt.Errorf("%s that runs something: such hooks are not supported yet, switch it off in the chart's values", what)
-	default:
-		r.note("%s: applied as an ordinary object", what)
-		return r.addJSON(where, js, 0)
-	}
-}
-
-func allEvents(list string, of ...string) bool {
-	for e := range strings.SplitSeq(list, ",") {
-		if !slices.Contains(of, strings.ToLower(strings.TrimSpace(e))) {
-			return false
-		}
-	}
-	return true
+	return r.add(where, d, h)
 }
 
 var (

@@ -2,7 +2,9 @@ package render
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -101,22 +103,56 @@ func (r *rendering) addYAML(origin string, data []byte, strict bool) error {
 		if len(docs) > 1 {
 			where = fmt.Sprintf("%s (document %d)", origin, i+1)
 		}
-		js, err := toJSON(doc, strict)
+		d, err := parse(doc, strict)
 		if err != nil {
-			return fmt.Errorf("%s: %w", where, err)
+			return fmt.Errorf("%s%w", where, err)
 		}
-		if js == nil {
-			continue
+		if d.isHook() {
+			r.note("%s: %s counts only in the templates of a chart: applied as an ordinary object", where, hookAnnotation)
 		}
-		if err := r.addJSON(where, js, 0); err != nil {
+		if err := r.add(where, d, nil); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// addJSON adds one object, or those in a list.
-func (r *rendering) addJSON(origin string, js []byte, depth int) error {
+// document is what one YAML document holds.
+type document struct {
+	objects     []bundlefmt.Object // of a list its items
+	kind, name  string
+	annotations map[string]string // of a hook
+}
+
+func (d document) isHook() bool { _, ok := d.annotations[hookAnnotation]; return ok }
+
+// parse reads one YAML document; an empty one holds nothing. Errors begin with ": " or the place in the document.
+func parse(doc []byte, strict bool) (document, error) {
+	js, err := toJSON(doc, strict)
+	if err != nil {
+		return document{}, fmt.Errorf(": %w", err)
+	}
+	if js == nil {
+		return document{}, nil
+	}
+	var head struct {
+		Kind     string `json:"kind"`
+		Metadata struct {
+			Name        string            `json:"name"`
+			Annotations map[string]string `json:"annotations"`
+		} `json:"metadata"`
+	}
+	_ = json.Unmarshal(js, &head) // what is wrong with it, objects says
+	d := document{kind: head.Kind, name: head.Metadata.Name}
+	if _, ok := head.Metadata.Annotations[hookAnnotation]; ok {
+		d.annotations = head.Metadata.Annotations
+	}
+	d.objects, err = objects(nil, js, 0)
+	return d, err
+}
+
+// objects appends one object, or those in a list.
+func objects(to []bundlefmt.Object, js []byte, depth int) ([]bundlefmt.Object, error) {
 	var head struct {
 		Kind     string            `json:"kind"`
 		Items    []json.RawMessage `json:"items"`
@@ -126,32 +162,44 @@ func (r *rendering) addJSON(origin string, js []byte, depth int) error {
 		} `json:"metadata"`
 	}
 	if js[0] != '{' {
-		return fmt.Errorf("%s: a Kubernetes object expected", origin)
+		return nil, errors.New(": a Kubernetes object expected")
 	}
 	if err := json.Unmarshal(js, &head); err == nil {
 		switch {
 		case strings.HasSuffix(head.Kind, "List") && head.Items != nil && head.Metadata.Name == "":
 			if depth > 2 {
-				return fmt.Errorf("%s: lists are nested too deeply", origin)
+				return nil, errors.New(": lists are nested too deeply")
 			}
 			for i, item := range head.Items {
-				if err := r.addJSON(fmt.Sprintf("%s (item %d)", origin, i+1), item, depth+1); err != nil {
-					return err
+				var err error
+				if to, err = objects(to, item, depth+1); err != nil {
+					return nil, fmt.Errorf(" (item %d)%w", i+1, err)
 				}
 			}
-			return nil
+			return to, nil
 		case head.Metadata.Name == "" && head.Metadata.GenerateName != "":
-			return fmt.Errorf("%s: %s has generateName, which makes a new object each time: give it a metadata.name", origin, head.Kind)
+			return nil, fmt.Errorf(": %s has generateName, which makes a new object each time: give it a metadata.name", head.Kind)
 		}
 	}
 	o, err := bundlefmt.NewObject(js)
 	if err != nil {
-		return fmt.Errorf("%s: %w", origin, err)
+		return nil, fmt.Errorf(": %w", err)
 	}
-	if limit := bundlefmt.DefaultLimits().Objects; int64(len(r.objs)) >= limit {
+	return append(to, o), nil
+}
+
+// add adds what a document holds.
+func (r *rendering) add(origin string, d document, h *bundlefmt.Hook) error {
+	if limit := bundlefmt.DefaultLimits().Objects; int64(len(r.objs)+len(d.objects)) > limit {
 		return fmt.Errorf("%s: more than %d objects: split the bundle", origin, limit)
 	}
-	r.objs = append(r.objs, object{Object: o, origin: origin})
+	for i, o := range d.objects {
+		where := origin
+		if len(d.objects) > 1 {
+			where = fmt.Sprintf("%s (item %d)", origin, i+1)
+		}
+		r.objs = append(r.objs, object{Object: o, origin: where, hook: h})
+	}
 	return nil
 }
 
@@ -162,20 +210,41 @@ func (r *rendering) bundle() (*bundlefmt.Bundle, error) {
 	}
 	rank := ranks()
 	slices.SortStableFunc(r.objs, func(a, b object) int { return compare(rank, a.Ref, b.Ref) })
-	seen := make(map[bundlefmt.Ref]string, len(r.objs))
-	objs := make([]bundlefmt.Object, len(r.objs))
-	for i, o := range r.objs {
+	seen := make(map[bundlefmt.Ref]int, len(r.objs))
+	kept := make([]object, 0, len(r.objs))
+	for _, o := range r.objs {
 		id := o.Ref
 		id.Version = ""
 		// Two objects that differ only in that one leaves its namespace to the default are one on the cluster.
 		if id.Namespace == "" || r.in.Options.Namespace != "" {
 			id.Namespace = r.namespace()
 		}
-		if first, ok := seen[id]; ok {
-			return nil, fmt.Errorf("%s appears twice: in %s and in %s", o.Ref, first, o.origin)
+		if i, ok := seen[id]; ok {
+			first := &kept[i]
+			if !sameHook(*first, o) {
+				return nil, collide(*first, o)
+			}
+			first.hook = &bundlefmt.Hook{Events: inOrder(append(slices.Clone(first.hook.Events), o.hook.Events...), hookEvents()), Weight: o.hook.Weight, Delete: o.hook.Delete}
+			continue
 		}
-		seen[id] = o.origin
+		seen[id] = len(kept)
+		kept = append(kept, o)
+	}
+	objs := make([]bundlefmt.Object, len(kept))
+	for i, o := range kept {
 		objs[i] = o.Object
+		if o.hook != nil {
+			h := *o.hook
+			h.Object = i
+			r.handling.Hooks = append(r.handling.Hooks, h)
+		}
+	}
+	// In the order in which Helm runs the hooks of one event: by weight, then name, then kind.
+	slices.SortStableFunc(r.handling.Hooks, func(a, b bundlefmt.Hook) int {
+		return cmp.Or(cmp.Compare(a.Weight, b.Weight), strings.Compare(objs[a.Object].Name, objs[b.Object].Name))
+	})
+	if err := r.handle(); err != nil {
+		return nil, err
 	}
 	b, err := bundlefmt.New(objs, r.handling, bundlefmt.DefaultLimits())
 	if err != nil {

@@ -19,10 +19,10 @@
 //
 // # Hooks
 //
-// Test hooks are left out, as with Helm. Install and upgrade hooks that only describe state (ConfigMap, ServiceAccount,
-// RBAC …) are ordinary objects, said in Result.Notes. Those that run something (Job, Pod …) are refused by name: as
-// ordinary objects they would run at the wrong time and could never be changed. Delete and rollback hooks are left out,
-// said in Result.Notes.
+// Helm's hooks are objects as all others; Handling.Hooks says which they are, at which events of a release they are
+// created, and when they go again. They stand there in the order in which those of one event run: weight, name, kind.
+// Test hooks are left out. A hook that a chart writes once for each event is one hook of several events. Next to a
+// kustomization hooks stay as the chart made them: Helm gives them to no post-renderer either.
 //
 // # What a bundle cannot do
 //
@@ -60,6 +60,15 @@ type Input struct {
 	Resources []v1alpha1.BundleResource
 	Options   v1alpha1.BundleOptions
 
+	Ignore *v1alpha1.Ignore      // of the BundleSpec
+	Health []v1alpha1.HealthRule // of the BundleSpec
+
+	// Vars template the files that are no chart's; nil: they are taken as they are.
+	Vars Vars
+
+	// Extra objects that are part of the bundle: the downstream resources.
+	Extra []bundlefmt.Object
+
 	// KubeVersion and APIVersions are what the cluster has. APIVersions holds "group/version" and "group/version/Kind", as
 	// charts ask for both. Empty: defaults.
 	KubeVersion string
@@ -68,6 +77,12 @@ type Input struct {
 	// ResourcesKey spares Key from hashing the files again when one bundle is rendered for many clusters: set it to
 	// ResourcesKey(Resources), or leave it zero.
 	ResourcesKey [32]byte
+}
+
+// Vars are a cluster's values for templates. Equal keys, equal results.
+type Vars interface {
+	Expand(name, text string) (string, error)
+	Key() string
 }
 
 // Result is a rendered bundle and what its owner should know about it.
@@ -95,8 +110,16 @@ func WithNotes(in Input) (res Result, err error) {
 		return Result{}, err
 	}
 	r := &rendering{in: in, files: files, notes: map[string]bool{}}
+	if err := r.expand(); err != nil {
+		return Result{}, err
+	}
 	if err := r.run(); err != nil {
 		return Result{}, err
+	}
+	for _, o := range in.Extra {
+		if err := r.add("downstreamResources", document{objects: []bundlefmt.Object{o}}, nil); err != nil {
+			return Result{}, err
+		}
 	}
 	b, err := r.bundle()
 	if err != nil {
@@ -119,15 +142,26 @@ func (in Input) Key() [32]byte {
 		h.Write(n[:])
 		h.Write(b)
 	}
-	put([]byte("shoal render 1")) // count up when the same input begins to give other bytes
+	put([]byte("shoal render 2")) // count up when the same input begins to give other bytes
 	put([]byte(in.Name))
-	o := in.Options
-	o.CorrectDrift, o.KeepResources, o.CreateNamespace = nil, false, nil
-	opts, err := json.Marshal(o)
+	opts := struct {
+		v1alpha1.BundleOptions
+		Ignore *v1alpha1.Ignore
+		Health []v1alpha1.HealthRule
+	}{shaping(in.Options), in.Ignore, in.Health}
+	js, err := json.Marshal(opts)
 	if err != nil {
-		opts = fmt.Append(nil, o) // cannot be stored in Kubernetes, so cannot come from there; fmt sorts maps too
+		js = fmt.Append(nil, opts) // cannot be stored in Kubernetes, so cannot come from there; fmt sorts maps too
 	}
-	put(opts)
+	put(js)
+	vars := ""
+	if in.Vars != nil {
+		vars = "with " + in.Vars.Key()
+	}
+	put([]byte(vars))
+	for _, o := range in.Extra {
+		put(o.JSON)
+	}
 	put([]byte(in.KubeVersion))
 	api := slices.Clone(in.APIVersions)
 	slices.Sort(api)
@@ -138,6 +172,21 @@ func (in Input) Key() [32]byte {
 	}
 	put(rk[:])
 	return [32]byte(h.Sum(nil))
+}
+
+// shaping returns the options that the result depends on, without those that only the agent acts on.
+func shaping(o v1alpha1.BundleOptions) v1alpha1.BundleOptions {
+	o.CorrectDrift, o.KeepResources, o.CreateNamespace = nil, false, nil
+	o.ServiceAccount, o.ForceSyncGeneration, o.DownstreamResources = "", 0, nil // the latter are in Extra
+	if o.Helm != nil {
+		h := *o.Helm
+		h.Repo, h.Version = "", "" // source has put the chart into the bundle
+		h.TimeoutSeconds, h.MaxHistory = 0, 0
+		h.TakeOwnership, h.Force, h.Atomic, h.WaitForJobs = false, false, false, false
+		h.DisableDNS, h.DisablePreProcess, h.DisableDependencyUpdate = false, false, false
+		o.Helm = &h
+	}
+	return o
 }
 
 // ResourcesKey identifies files; their order does not matter.
@@ -193,6 +242,7 @@ type rendering struct {
 type object struct {
 	bundlefmt.Object
 	origin string
+	hook   *bundlefmt.Hook // nil: no hook; Object is not set yet
 }
 
 func (r *rendering) note(format string, args ...any) { r.notes[fmt.Sprintf(format, args...)] = true }
@@ -215,6 +265,41 @@ func (r *rendering) releaseName() string {
 	return r.in.Name
 }
 
+// expand templates the files that are no chart's: manifests, overlays and patches, kustomizations.
+func (r *rendering) expand() error {
+	if r.in.Vars == nil {
+		return nil
+	}
+	chart, isChart, err := r.chartDir()
+	if err != nil {
+		return err
+	}
+	_, isKustomize, err := r.kustomizeDir()
+	if err != nil {
+		return err
+	}
+	for _, name := range sortedNames(r.files) {
+		switch {
+		case !isYAML(name) && path.Ext(name) != ".json", apart(r.files, name), strings.HasPrefix(name, "templates/"):
+			continue
+		case isChart && chart == "." && (!isKustomize || ofChart(name)):
+			continue
+		}
+		text, err := r.in.Vars.Expand(name, string(r.files[name]))
+		if err != nil {
+			return err
+		}
+		r.files[name] = []byte(text)
+	}
+	return nil
+}
+
+// ofChart says whether a file at the root, where both a chart and a kustomization are, is the chart's.
+func ofChart(name string) bool {
+	dir, _, _ := strings.Cut(name, "/")
+	return slices.Contains([]string{"Chart.yaml", "values.yaml", "values.schema.json", "crds", "charts", "files"}, dir)
+}
+
 func (r *rendering) run() error {
 	chart, isChart, err := r.chartDir()
 	if err != nil {
@@ -232,8 +317,15 @@ func (r *rendering) run() error {
 		if err := r.helm(below(r.files, chart)); err != nil {
 			return err
 		}
-		extra := r.objs
-		r.objs = nil
+		var hooks, extra []object
+		for _, o := range r.objs {
+			if o.hook != nil {
+				hooks = append(hooks, o)
+			} else {
+				extra = append(extra, o)
+			}
+		}
+		r.objs = hooks
 		return r.kustomize(kdir, extra)
 	case isChart:
 		return r.helm(below(r.files, chart))

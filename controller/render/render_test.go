@@ -3,6 +3,7 @@ package render_test
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,8 +21,9 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the want sections in testdata")
 
-// TestRender runs testdata/*.txtar: "input" holds options and cluster, the other sections are files of the bundle; want
-// is the YAML stream of objects in order, with notes as comments in front, or the error.
+// TestRender runs testdata/*.txtar: "input" holds options and cluster, "extra" downstream resources, the other sections are
+// files of the bundle; want is the YAML stream of objects in order, or the error. Comments in it say the rest: notes and what
+// sites are told in front, and above an object that it is a hook.
 func TestRender(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -70,6 +72,9 @@ func input(t *testing.T, ar *txtar.Archive) (in render.Input, want int) {
 		case "input":
 			var y struct {
 				Options     v1alpha1.BundleOptions
+				Ignore      *v1alpha1.Ignore
+				Health      []v1alpha1.HealthRule
+				Vars        map[string]string
 				KubeVersion string
 				APIVersions []string
 			}
@@ -77,6 +82,20 @@ func input(t *testing.T, ar *txtar.Archive) (in render.Input, want int) {
 				t.Fatal(err)
 			}
 			in.Options, in.KubeVersion, in.APIVersions = y.Options, y.KubeVersion, y.APIVersions
+			in.Ignore, in.Health = y.Ignore, y.Health
+			if y.Vars != nil {
+				in.Vars = vars(y.Vars)
+			}
+		case "extra":
+			js, err := yaml.YAMLToJSON(f.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := bundlefmt.NewObject(js)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in.Extra = append(in.Extra, o)
 		default:
 			in.Resources = append(in.Resources, v1alpha1.NewResource(f.Name, f.Data))
 		}
@@ -94,16 +113,51 @@ func text(t *testing.T, in render.Input) string {
 	for _, n := range r.Notes {
 		b.WriteString("# note: " + n + "\n")
 	}
-	for _, o := range r.Bundle.Objects() {
+	h := r.Bundle.Handling()
+	hooks := map[int]string{}
+	for i, k := range h.Hooks {
+		hooks[k.Object] = fmt.Sprintf("# hook %d: events %v, weight %d, delete %v\n", i+1, k.Events, k.Weight, k.Delete)
+	}
+	if h.Hooks = nil; !h.IsZero() {
+		y, err := yaml.Marshal(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString("# handling:\n")
+		for line := range strings.Lines(string(y)) {
+			b.WriteString("#   " + line)
+		}
+	}
+	for i, o := range r.Bundle.Objects() {
 		y, err := yaml.JSONToYAML(o.JSON)
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.WriteString("---\n")
+		b.WriteString("---\n" + hooks[i])
 		b.Write(y)
 	}
 	return b.String()
 }
+
+// vars replaces ${name}.
+type vars map[string]string
+
+func (v vars) Expand(name, text string) (string, error) {
+	var missing string
+	out := os.Expand(text, func(k string) string {
+		s, ok := v[k]
+		if !ok {
+			missing = k
+		}
+		return s
+	})
+	if missing != "" {
+		return "", fmt.Errorf("%s: no value %q", name, missing)
+	}
+	return out, nil
+}
+
+func (v vars) Key() string { return fmt.Sprint(map[string]string(v)) }
 
 func web(values v1alpha1.Values) render.Input {
 	ar, err := txtar.ParseFile("testdata/helm_values.txtar")
@@ -140,6 +194,17 @@ func TestKey(t *testing.T) {
 		"kustomize dir":   func(i *render.Input) { i.Options.Kustomize = &v1alpha1.KustomizeOptions{Dir: "x"} },
 		"release name":    func(i *render.Input) { i.Options.Helm.ReleaseName = "x" },
 		"resources alone": func(i *render.Input) { i.ResourcesKey = [32]byte{1} },
+		// What stands in Handling.
+		"conditions": func(i *render.Input) {
+			i.Ignore = &v1alpha1.Ignore{Conditions: []map[string]string{{"type": "Stalled"}}}
+		},
+		"health":           func(i *render.Input) { i.Health = []v1alpha1.HealthRule{{Kind: "X", Ready: "true"}} },
+		"compare patches":  func(i *render.Input) { i.Options.Diff = &v1alpha1.Diff{ComparePatches: []v1alpha1.ComparePatch{{}}} },
+		"namespace labels": func(i *render.Input) { i.Options.NamespaceLabels = map[string]string{"a": "b"} },
+		"values from":      func(i *render.Input) { i.Options.Helm.ValuesFrom = []v1alpha1.ValuesFrom{{}} },
+		"schema":           func(i *render.Input) { i.Options.Helm.SkipSchemaValidation = true },
+		"vars":             func(i *render.Input) { i.Vars = vars{} },
+		"extra":            func(i *render.Input) { i.Extra = []bundlefmt.Object{{JSON: []byte("{}")}} },
 	} {
 		in := web(v1alpha1.Values{"replicas": int64(2)})
 		change(&in)
@@ -151,6 +216,11 @@ func TestKey(t *testing.T) {
 	slices.Reverse(same.Resources)
 	same.Options.KeepResources = true
 	same.Options.CorrectDrift = &v1alpha1.CorrectDrift{Enabled: true}
+	same.Options.ServiceAccount, same.Options.ForceSyncGeneration = "a", 2
+	same.Options.DownstreamResources = []v1alpha1.DownstreamResource{{Kind: "Secret", Name: "a"}}
+	h := same.Options.Helm
+	h.Repo, h.Version, h.TimeoutSeconds, h.MaxHistory = "https://charts.example.com", "1.x", 60, 3
+	h.TakeOwnership, h.Force, h.Atomic, h.WaitForJobs, h.DisableDNS, h.DisableDependencyUpdate = true, true, true, true, true, true
 	same.ResourcesKey = render.ResourcesKey(same.Resources)
 	if same.Key() != key {
 		t.Error("key depends on the order of files, on options for the agent, or on whether ResourcesKey was given")
