@@ -62,6 +62,10 @@ type Deployment struct {
 
 	Handling  bundlefmt.Handling
 	Operation Operation
+
+	// Was is the number of objects of the release that was last applied in full, without a Held prune; 0: not known. The
+	// share that a prune would delete is of this: previous is no measure, it holds the new objects as well.
+	Was int
 }
 
 // Operation is what an apply is to the site; it decides which hooks run.

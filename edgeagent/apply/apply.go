@@ -22,6 +22,11 @@ type Result struct {
 	Pruned    []Ref
 	Kept      []Finding // of previous, still there, with the reason
 	Inventory []Ref     // what to store and hand in as previous next time, also after an error
+
+	// Held: the rest is applied, but nothing was pruned, because it would have been unusually much. Its message says how much
+	// and what to do. The objects stay in Inventory, and the same is said again until Policy.ConfirmPrune or another release
+	// settles it. Ref is one of them.
+	Held *Finding
 }
 
 // Err is nil when every object is applied.

@@ -20,8 +20,13 @@ type Status struct {
 	NotReady Findings // on the cluster, not ready yet or failed
 	Modified Findings // differ from the bundle (with a short patch towards it), or missing
 	Missing  int      // of Modified
+	Failed   Findings // of NotReady: waiting will not help
 	// Unverified objects could not be compared: an admission webhook refuses dry runs, or a right is missing.
 	Unverified Findings
+
+	// SiteValues counts the objects of Modified that differ only in what the site fills in: the site has new values, and
+	// wants them applied whether or not drift is to be corrected.
+	SiteValues int
 }
 
 // Check looks and changes nothing. An object that nobody touched since it was last found as wanted costs no request of its

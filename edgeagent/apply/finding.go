@@ -29,6 +29,12 @@ const (
 	Modified         Reason = "Modified"         // it differs from the bundle
 	HasContent       Reason = "HasContent"       // deleting it would delete things that nobody named
 	TakenFromManager Reason = "TakenFromManager" // fields that another manager had set
+	NobodysObject    Reason = "NobodysObject"    // it was there before the bundle, and taking over is not allowed
+	Protected        Reason = "Protected"        // the agent lives by it
+	HookFailed       Reason = "HookFailed"       // a hook did not succeed, so the release did not go on
+	NoSiteValues     Reason = "NoSiteValues"     // what the site is to fill in is missing or not acceptable
+	NoAccount        Reason = "NoAccount"        // the service account to write with does not exist
+	PruneHeld        Reason = "PruneHeld"        // unusually much would be deleted
 )
 
 // Finding says one thing about one object. Message is short, names the field, and never holds a value out of a Secret.

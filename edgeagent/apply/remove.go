@@ -13,6 +13,7 @@ type Removed struct {
 	Deleted   []Ref     // deleted now, by this call
 	Remaining []Finding // still there, with the reason: call again later
 	Kept      []Finding // left on purpose, without our label; they are nobody's now
+	Note      string    // what else people should know, such as hooks that could not be run; usually empty
 }
 
 // Refs are what remains: hand them in next time.
