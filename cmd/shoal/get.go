@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -132,15 +134,38 @@ func (o getOptions) print(a *app, value any, t table, ns string) error {
 	return t.write(a.stdout, o.allNamespaces)
 }
 
+// write aligns columns. Cells hold what agents wrote: nothing in them acts on a terminal or begins a line.
 func (t table) write(w io.Writer, workspace bool) error {
-	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	var aligned bytes.Buffer
+	tw := tabwriter.NewWriter(&aligned, 0, 8, 3, ' ', 0)
 	for _, row := range append([][]string{t.header}, t.rows...) {
 		if !workspace {
 			row = row[1:]
 		}
-		fmt.Fprintln(tw, strings.TrimRight(strings.Join(row, "\t"), "\t "))
+		for _, cell := range row {
+			fmt.Fprint(tw, oneLine(cell), "\t")
+		}
+		fmt.Fprintln(tw)
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	for line := range strings.Lines(aligned.String()) {
+		if _, err := fmt.Fprintln(w, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oneLine is text without line breaks and control characters.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '\ufffd'
+	}, strings.Join(strings.Fields(s), " "))
 }
 
 func clusterTable(l *v1alpha1.ClusterList, now time.Time) table {
@@ -254,13 +279,18 @@ func deploymentTable(list []deployment, now time.Time) table {
 	return t
 }
 
-// firstFinding is the message, or else the first object that is not as it should be.
+// firstFinding is the message, or else the first object that is not as it should be and how many more there are.
 func firstFinding(d bundlefmt.DeploymentReport) string {
 	if d.Message != "" {
 		return d.Message
 	}
-	for _, f := range append(slices.Clone(d.Modified), d.NotReady...) {
-		return f.Ref.String() + ": " + f.Reason
+	found := append(slices.Clone(d.Modified), d.NotReady...)
+	if len(found) == 0 {
+		return ""
 	}
-	return ""
+	s := found[0].Ref.String() + ": " + found[0].Reason
+	if more := max(d.ModifiedCount+d.NotReadyCount, len(found)) - 1; more > 0 {
+		s += fmt.Sprintf(" (and %d more)", more)
+	}
+	return s
 }

@@ -25,6 +25,7 @@ func commands(a *app) []*cobra.Command {
 		controllerCommand(a),
 		getCommand(a),
 		renderCommand(a),
+		targetCommand(a),
 		topicsCommand(a),
 		tokenCommand(a),
 		versionCommand(a),
