@@ -32,6 +32,13 @@ var update = flag.Bool("update", false, "rewrite the wanted outcomes in testdata
 //	site web gone
 //	disk a b                           bundles that are complete here
 //	bad c reason …                     a bundle that is not acceptable
+//	window apply 3600 ZONE|- 0 2 * * * a window of the document: for apply, download or both, seconds, schedule; "windows none" takes them off
+//	lock NAME HOLDER|- SINCE UNTIL|- … a lock of the site and its reason; "locks none" takes all off
+//	link up SINCE, link down SINCE     the link to the hub; a release may lose it for 60 s
+//	issued TIME                        when the document was made
+//	unread, read                       whether the cluster's own records are known
+//
+// A time may also be RFC 3339.
 func TestScenarios(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -66,6 +73,8 @@ func play(t *testing.T, script string) string {
 	t.Helper()
 	s := State{Local: map[string]Local{}, OnDisk: map[bundlefmt.Digest]bool{}, Bad: map[bundlefmt.Digest]string{}}
 	s.Pace = Pace{Recheck: 1000 * time.Second, NotReady: 10 * time.Second, Settle: time.Second}
+	s.ReadyTimeout, s.LinkTimeout = 100*time.Second, 60*time.Second
+	var windows []bundlefmt.Window
 	now := at("0")
 	var out strings.Builder
 	skip := false
@@ -96,6 +105,29 @@ func play(t *testing.T, script string) string {
 			for _, b := range f[1:] {
 				s.OnDisk[bundlefmt.Sum([]byte(b))] = true
 			}
+		case line == "windows none":
+			windows, s.Windows = nil, nil
+		case f[0] == "window":
+			w := bundlefmt.Window{Apply: f[1] != "download", Download: f[1] != "apply", Seconds: uint64(number(f[2])), Schedule: strings.Join(f[4:], " ")}
+			if f[3] != "-" {
+				w.TimeZone = f[3]
+			}
+			windows = append(windows, w)
+			s.Windows = ReadWindows(windows, time.FixedZone("site", 2*3600), time.LoadLocation)
+		case line == "locks none":
+			s.Locks = nil
+		case f[0] == "lock":
+			l := Lock{Name: f[1], Holder: strings.Trim(f[2], "-"), Since: at(f[3]), Reason: strings.Join(f[5:], " ")}
+			if f[4] != "-" {
+				l.Until = at(f[4])
+			}
+			s.Locks = append(s.Locks, l)
+		case f[0] == "link":
+			s.Link = Link{Up: f[1] == "up", Since: at(f[2])}
+		case f[0] == "issued":
+			s.Desired.IssuedAt = at(f[1])
+		case f[0] == "unread", f[0] == "read":
+			s.Unread = f[0] == "unread"
 		case f[0] == "bad":
 			s.Bad[bundlefmt.Sum([]byte(f[1]))] = strings.Join(f[2:], " ")
 		case f[0] == "next":
@@ -115,11 +147,18 @@ func play(t *testing.T, script string) string {
 }
 
 func at(s string) time.Time {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t
+	}
+	return time.Unix(1_000_000+int64(number(s)), 0).UTC()
+}
+
+func number(s string) int {
 	n, err := strconv.Atoi(s)
 	if err != nil {
 		panic(err)
 	}
-	return time.Unix(1_000_000+int64(n), 0).UTC()
+	return n
 }
 
 func release(t *testing.T, s string) *Release {
@@ -141,6 +180,21 @@ func release(t *testing.T, s string) *Release {
 			r.Policy.KeepResources = true
 		case "ns":
 			r.Policy.Namespace = v
+		case "rollback":
+			r.Policy.Rollback = true
+		case "timeout":
+			r.Policy.ReadyTimeoutSecond = uint64(number(v))
+		case "force":
+			r.Policy.ForceSync = uint64(number(v))
+		case "confirm":
+			r.Policy.ConfirmPrune = true
+		case "after": // NAME[/STATE…]
+			p := strings.Split(v, "/")
+			d := bundlefmt.Dependency{Name: p[0]}
+			for _, st := range p[1:] {
+				d.States = append(d.States, bundlefmt.State(st))
+			}
+			r.Policy.DependsOn = append(r.Policy.DependsOn, d)
 		default:
 			t.Fatalf("what is option %q?", o)
 		}
@@ -157,11 +211,11 @@ func desired(t *testing.T, f []string) *bundlefmt.Desired {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &bundlefmt.Desired{Serial: n}
+	d := &bundlefmt.Desired{Workspace: "shops", Cluster: "store-1", Serial: n}
 	for _, e := range f[1:] {
 		if name, ok := strings.CutPrefix(e, "-"); ok {
 			name, opt, _ := strings.Cut(name, ",")
-			d.Remove = append(d.Remove, bundlefmt.Removal{Name: name, Serial: n, Keep: opt == "keep"})
+			d.Remove = append(d.Remove, bundlefmt.Removal{Name: name, Serial: n, Keep: opt == "keep", Confirmed: opt == "confirmed"})
 			continue
 		}
 		name, rel, _ := strings.Cut(e, "=")
@@ -185,6 +239,23 @@ func local(t *testing.T, f []string) Local {
 			l.Leaving = true
 		case "busy":
 			l.Busy = true
+		case "doing":
+			l.Busy, l.Doing = true, release(t, v)
+		case "good":
+			l.Good = true
+		case "previous":
+			l.Previous = release(t, v)
+		case "waited":
+			l.Trial.Waited = time.Duration(number(v)) * time.Second
+		case "looked":
+			l.Trial.Looked = at(v)
+		case "rejected":
+			r := release(t, v)
+			l.Rejected = &Rejected{r.Serial, r.Digest, "it was bad"}
+		case "pruning":
+			l.Pruning = "held: too much would be deleted"
+		case "linked":
+			l.Linked = true
 		case "last":
 			l.Last = bundlefmt.State(v)
 		case "changed":
@@ -200,6 +271,8 @@ func local(t *testing.T, f []string) Local {
 					l.Health.Modified, _ = strconv.Atoi(n)
 				case k == "notready":
 					l.Health.NotReady, _ = strconv.Atoi(n)
+				case k == "failed":
+					l.Health.Failed, l.Health.Message = true, "it said so"
 				case k == "since":
 					l.Health.Since = at(n)
 				}
@@ -229,8 +302,15 @@ func show(a Action) string {
 	if a.Keep {
 		b.WriteString(" keep")
 	}
-	if !a.Until.IsZero() {
-		fmt.Fprintf(&b, " until %d", a.Until.Unix()-1_000_000)
+	if a.Cancel {
+		b.WriteString(" cancel")
+	}
+	switch until := a.Until.Unix() - 1_000_000; {
+	case a.Until.IsZero():
+	case until > 1_000_000_000:
+		b.WriteString(" until " + a.Until.Format(time.RFC3339))
+	default:
+		fmt.Fprintf(&b, " until %d", until)
 	}
 	if a.State != "" {
 		fmt.Fprintf(&b, " (%s", a.State)
