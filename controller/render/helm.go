@@ -43,6 +43,14 @@ func (r *rendering) helm(files map[string][]byte) error {
 		return fmt.Errorf("render chart %s: %s", c.Name(), helmMessage(err))
 	}
 	r.noteFunctions(c)
+	if h := r.in.Options.Helm; h != nil && len(h.ValuesFrom) > 0 && !r.trying {
+		texts := map[string]string{}
+		templates(c, texts)
+		for _, t := range texts {
+			r.templateBytes += len(t)
+		}
+		r.compared = comparedNames(texts)
+	}
 	// CRDs that a subchart brings are known after its condition was evaluated, which template did.
 	for _, crd := range c.CRDObjects() {
 		if err := r.addYAML(crd.Filename, crd.File.Data, false); err != nil {
@@ -195,11 +203,27 @@ func (r *rendering) template(c *chart.Chart) (map[string]string, error) {
 		return nil, fmt.Errorf("helm.releaseName %q: %w", r.releaseName(), err)
 	}
 	rel := chartutil.ReleaseOptions{Name: r.releaseName(), Namespace: r.namespace(), Revision: 1, IsInstall: true}
-	top, err := chartutil.ToRenderValuesWithSchemaValidation(c, vals, rel, caps, r.skipSchema())
+	top, err := chartutil.ToRenderValuesWithSchemaValidation(c, vals, rel, caps, r.skipSchema() || r.trying)
 	if err != nil {
 		return nil, err
 	}
+	if h := r.in.Options.Helm; h != nil && len(h.ValuesFrom) > 0 && !r.trying {
+		if v, ok := top["Values"].(chartutil.Values); ok {
+			r.leaves = leaves(v) // now: templates can change them
+		}
+		r.leaves = append([]leaf{}, r.leaves...)
+	}
 	return engine.Render(c, top)
+}
+
+// templates collects those of a chart and its subcharts.
+func templates(c *chart.Chart, to map[string]string) {
+	for _, t := range c.Templates {
+		to[path.Join(c.ChartFullPath(), t.Name)] = string(t.Data)
+	}
+	for _, d := range c.Dependencies() {
+		templates(d, to)
+	}
 }
 
 // values are the options' values as Helm reads a values file: numbers become float64, and templates rely on it.
@@ -214,7 +238,24 @@ func (r *rendering) values() (map[string]any, error) {
 			return nil, fmt.Errorf("helm.values: %w", err)
 		}
 	}
+	merge(vals, r.over)
 	return vals, nil
+}
+
+// merge puts over's values into vals, map by map.
+func merge(vals, over map[string]any) {
+	for k, v := range over {
+		o, isMap := v.(map[string]any)
+		if have, ok := vals[k].(map[string]any); ok && isMap {
+			merge(have, o)
+		} else if isMap {
+			have = map[string]any{}
+			merge(have, o)
+			vals[k] = have
+		} else {
+			vals[k] = v
+		}
+	}
 }
 
 func (r *rendering) capabilities() (*chartutil.Capabilities, error) {
@@ -273,7 +314,7 @@ func (r *rendering) addRendered(rendered map[string]string) error {
 }
 
 func (r *rendering) addManifest(where string, doc []byte) error {
-	d, err := parse(doc, false)
+	d, err := parseDocument(doc, false)
 	if err != nil {
 		return fmt.Errorf("%s%w", where, err)
 	}
@@ -307,6 +348,7 @@ func (r *rendering) noteFunctions(c *chart.Chart) {
 				r.note("%s uses lookup, which finds nothing: charts are rendered on the hub", file)
 			}
 			for _, f := range unsteady.FindAllString(quoted.ReplaceAllString(string(a), `""`), -1) {
+				r.unsteady = true
 				r.note("%s uses %s: the value changes only when the bundle is rendered again", file, f)
 			}
 		}

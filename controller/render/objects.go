@@ -103,7 +103,7 @@ func (r *rendering) addYAML(origin string, data []byte, strict bool) error {
 		if len(docs) > 1 {
 			where = fmt.Sprintf("%s (document %d)", origin, i+1)
 		}
-		d, err := parse(doc, strict)
+		d, err := parseDocument(doc, strict)
 		if err != nil {
 			return fmt.Errorf("%s%w", where, err)
 		}
@@ -126,8 +126,8 @@ type document struct {
 
 func (d document) isHook() bool { _, ok := d.annotations[hookAnnotation]; return ok }
 
-// parse reads one YAML document; an empty one holds nothing. Errors begin with ": " or the place in the document.
-func parse(doc []byte, strict bool) (document, error) {
+// parseDocument reads one YAML document; an empty one holds nothing. Errors begin with ": " or the place in the document.
+func parseDocument(doc []byte, strict bool) (document, error) {
 	js, err := toJSON(doc, strict)
 	if err != nil {
 		return document{}, fmt.Errorf(": %w", err)

@@ -236,6 +236,14 @@ type rendering struct {
 	objs  []object
 
 	handling bundlefmt.Handling
+
+	// For site values.
+	over          map[string]any  // values over all others, in a trial
+	trying        bool            // this is a trial
+	leaves        []leaf          // of the chart's values, once rendered
+	compared      map[string]bool // names of values that stand in comparisons
+	templateBytes int
+	unsteady      bool // the chart has random functions
 }
 
 // object is an object on its way into the bundle, and where it came from.
@@ -301,6 +309,14 @@ func ofChart(name string) bool {
 }
 
 func (r *rendering) run() error {
+	if h := r.in.Options.Helm; h != nil && len(h.ValuesFrom) > 0 {
+		return r.withSiteValues()
+	}
+	return r.engines()
+}
+
+// engines adds the objects of the bundle's files.
+func (r *rendering) engines() error {
 	chart, isChart, err := r.chartDir()
 	if err != nil {
 		return err
