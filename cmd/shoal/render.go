@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 
@@ -58,7 +58,7 @@ func (a *app) render(ctx context.Context, dir string, flags siteFlags, src sourc
 	if err != nil {
 		return err
 	}
-	w := bufio.NewWriter(a.stdout)
+	var out bytes.Buffer // all or nothing
 	for _, b := range bundles {
 		r, why, err := s.render(b)
 		if err != nil {
@@ -73,17 +73,18 @@ func (a *app) render(ctx context.Context, dir string, flags siteFlags, src sourc
 			fmt.Fprintf(a.stderr, "shoal: bundle %s: target %s: there are no objects in it\n", b.Name, r.match.Target)
 		}
 		if len(bundles) > 1 {
-			fmt.Fprintf(w, "# bundle: %s\n", b.Name)
+			fmt.Fprintf(&out, "# bundle: %s\n", b.Name)
 		}
 		for _, d := range r.documents {
-			fmt.Fprint(w, "---\n")
+			fmt.Fprint(&out, "---\n")
 			if d.hook != "" {
-				fmt.Fprintf(w, "# hook: %s\n", d.hook)
+				fmt.Fprintf(&out, "# hook: %s\n", d.hook)
 			}
-			fmt.Fprint(w, d.text)
+			fmt.Fprint(&out, d.text)
 		}
 	}
-	return w.Flush()
+	_, err = out.WriteTo(a.stdout)
+	return err
 }
 
 // notes prints what the renderer has to say; the bundle is named where there are several.
@@ -103,14 +104,4 @@ func (a *app) offlineWorkspace() string {
 		return a.kubernetes.namespace
 	}
 	return "default"
-}
-
-// completeDirectory completes directories for the argument at position at.
-func completeDirectory(at int) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		if len(args) == at {
-			return nil, cobra.ShellCompDirectiveFilterDirs
-		}
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
 }

@@ -23,6 +23,7 @@ func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		applyCommand(a),
 		controllerCommand(a),
+		diffCommand(a),
 		getCommand(a),
 		renderCommand(a),
 		targetCommand(a),
@@ -43,10 +44,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	code := exitCode(err, a.started)
-	if err != nil {
+	if err != nil && !silent(err) {
 		fmt.Fprintf(stderr, "shoal: %v\n", err)
 	}
-	if code == exitUsage {
+	if err != nil && !a.started {
 		fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
 	}
 	return code

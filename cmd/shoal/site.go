@@ -184,6 +184,7 @@ func (s site) render(b *v1alpha1.Bundle) (r *rendition, why string, err error) {
 	r = &rendition{match: matches[0]}
 	res, err := render.WithNotes(render.Input{
 		Name: b.Name, Resources: b.Spec.Resources, Options: r.match.Options, KubeVersion: s.cluster.Status.KubernetesVersion, APIVersions: s.apiVersions,
+		Ignore: b.Spec.Ignore, Health: b.Spec.Health,
 	})
 	if err != nil {
 		return nil, "", fmt.Errorf("target %s: %w", r.match.Target, err)
