@@ -6,8 +6,29 @@
 // target that sets none matches nothing. An empty selector ({}) matches everything, an absent one is no criterion.
 // clusterGroup and clusterGroupSelector must hold for the same group of the cluster; a cluster in no group counts as in
 // one group without name and labels, so a clusterGroupSelector of {} or NotIn or DoesNotExist matches it.
-// Targets are tried in the order of the bundle and the first that matches a cluster counts; if it says doNotDeploy, the
-// cluster does not get the bundle. A bundle without targets is for the cluster group "default".
+//
+// # From targets to options
+//
+// A bundle without targets is for the cluster group "default". With n targetRestrictions, the last n targets select clusters,
+// and a cluster must pass a restriction as well; the targets before those are customizations, which only change options. Without
+// restrictions every target does both. Targets and customizations are tried in their order:
+//
+//   - FirstMatch: the first one that matches counts. If it says doNotDeploy, the cluster does not get the bundle.
+//   - AllMatches: all that match are merged in their order, see Merge. If any says doNotDeploy, the cluster does not get it.
+//
+// Where no customization matches, the target's own options hold.
+//
+// # Templating
+//
+// Values that begin with global.fleet.clusterLabels. become that label of the cluster, or empty. Then helm.templateValues and
+// helm.values, as YAML with keys and all, are executed as Go templates with the delimiters ${ and } and the functions of sprig.
+// What templates see is Vars; a key that is not there is an error. Functions that read the hub's environment or network are left
+// out. Those that give something else every time (random, time, certificates) are refused: they would deploy the bundle for ever,
+// and made predictable they would make predictable passwords. Text, lists, loops and nesting are bounded.
+// With templating: all the namespaces, the release name, serviceAccount, kustomize.dir, yaml.overlays and the labels and annotations
+// of the namespace are templated too, and Match.Vars is set for the files.
+//
+// A mistake that concerns one cluster (a label it lacks) is that cluster's alone: see Match.Err.
 //
 // Every rule has a case in testdata.
 package target
@@ -16,6 +37,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -30,10 +52,13 @@ const DefaultGroup = "default"
 // DisplayNameLabel is a second name of a cluster that clusterName accepts, as Fleet has it.
 const DisplayNameLabel = "management.cattle.io/cluster-display-name"
 
-// Cluster is what matching knows of a cluster.
+// Cluster is what matching and templates know of a cluster.
 type Cluster struct {
-	Name   string
-	Labels map[string]string
+	Name        string
+	Namespace   string
+	Labels      map[string]string
+	Annotations map[string]string
+	Values      map[string]any // its spec.templateValues
 }
 
 // Group is a cluster group of the same namespace.
@@ -46,14 +71,23 @@ type Group struct {
 // Match is one cluster that gets the bundle.
 type Match struct {
 	Cluster string
-	Target  string                 // name of the target that matched, or "targets[i]"
-	Options v1alpha1.BundleOptions // shared by all clusters of the target: read only
+	Target  string // name of the target whose options it gets, or "targets[i]"; several, if they were merged
+	// Err says why its options are not known: a template fails for it. It is to keep what it has.
+	Err     error
+	Options v1alpha1.BundleOptions // templated; shared by clusters: read only
+	Vars    *Vars                  // what its files are templated with; nil: they are not
+	// Distinct is the same number for matches with the same Options and Vars.
+	Distinct int
+	Notes    []string // what its owner should know about the options
 }
+
+// AllMatches is the mode in which all targets that match are merged.
+const AllMatches = "AllMatches"
 
 // Select returns the clusters that get the bundle, sorted by name. All targets are checked before any is tried, so that
 // a mistake in the last one is not hidden by the first.
 func Select(spec v1alpha1.BundleSpec, clusters []Cluster, groups []Group) ([]Match, error) {
-	ts, err := compile(spec)
+	s, err := compile(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -61,22 +95,98 @@ func Select(spec v1alpha1.BundleSpec, clusters []Cluster, groups []Group) ([]Mat
 	if err != nil {
 		return nil, err
 	}
-	merged := make([]*v1alpha1.BundleOptions, len(ts)) // once a target, not once a cluster
 	var out []Match
 	for _, c := range clusters {
-		in := gs.of(c)
-		i := slices.IndexFunc(ts, func(t matcher) bool { return t.matches(c, in) })
-		if i < 0 || ts[i].DoNotDeploy {
-			continue
+		if choice := s.choose(c, gs.of(c)); choice != nil {
+			out = append(out, s.match(choice, c))
 		}
-		if merged[i] == nil {
-			o := Merge(spec.BundleOptions, ts[i].BundleOptions)
-			merged[i] = &o
-		}
-		out = append(out, Match{Cluster: c.Name, Target: ts[i].title, Options: *merged[i]})
 	}
 	slices.SortFunc(out, func(a, b Match) int { return strings.Compare(a.Cluster, b.Cluster) })
 	return out, nil
+}
+
+// selection is a bundle's targets on their way through Select.
+type selection struct {
+	spec         v1alpha1.BundleSpec
+	custom       []matcher // customizations; none: plain targets customize as well
+	plain        []matcher
+	restrictions []matcher
+	choices      map[string]*choice // by the targets that make it
+	distinct     int
+	vars         map[string]int // distinct number by result and Vars
+}
+
+// choose returns what a cluster gets; nil: nothing.
+func (s *selection) choose(c Cluster, in []Group) *choice {
+	matches := func(m matcher) bool { return m.matches(c, in) }
+	first := slices.IndexFunc(s.plain, matches)
+	if first < 0 || len(s.restrictions) > 0 && !slices.ContainsFunc(s.restrictions, matches) {
+		return nil
+	}
+	from := s.plain[first:]
+	if len(s.restrictions) > 0 {
+		if s.plain[first].DoNotDeploy {
+			return nil
+		}
+		if from = s.custom; !slices.ContainsFunc(from, matches) {
+			from = s.plain[first : first+1]
+		}
+	}
+	var chosen []matcher
+	var key strings.Builder
+	for _, m := range from {
+		if !m.matches(c, in) {
+			continue
+		}
+		if m.DoNotDeploy {
+			return nil
+		}
+		chosen = append(chosen, m)
+		key.WriteString(m.where)
+		key.WriteByte(0)
+		if s.spec.TargetCustomizationMode != AllMatches {
+			break
+		}
+	}
+	return s.choice(key.String(), chosen)
+}
+
+// choice merges once a combination of targets, not once a cluster.
+func (s *selection) choice(key string, chosen []matcher) *choice {
+	if c, ok := s.choices[key]; ok {
+		return c
+	}
+	o := s.spec.BundleOptions
+	titles := make([]string, 0, len(chosen))
+	for _, m := range chosen {
+		o = Merge(o, m.BundleOptions)
+		titles = append(titles, m.title)
+	}
+	c := newChoice(o, strings.Join(titles, ","), s.spec.Templating == "all")
+	s.choices[key] = c
+	return c
+}
+
+func (s *selection) match(ch *choice, c Cluster) Match {
+	r := ch.of(c, &s.distinct)
+	m := Match{Cluster: c.Name, Target: ch.title, Options: r.options, Distinct: r.number, Notes: r.notes}
+	if r.err != nil {
+		m.Err = fmt.Errorf("target %s, cluster %s: %w", ch.title, c.Name, r.err)
+		m.Options = v1alpha1.BundleOptions{}
+		return m
+	}
+	if ch.all {
+		m.Vars = NewVars(c)
+		key := strconv.Itoa(r.number) + m.Vars.Key()
+		n, ok := s.vars[key]
+		if !ok {
+			n = s.distinct
+			s.distinct++
+			s.vars[key] = n
+		}
+		m.Distinct = n
+	}
+	return m
 }
 
 // Groups returns the names of the groups a cluster is in, sorted. A group with an invalid selector holds no cluster here;
@@ -97,19 +207,50 @@ func Groups(cluster Cluster, groups []Group) []string {
 type matcher struct {
 	v1alpha1.BundleTarget
 	title   string
+	where   string
 	cluster labels.Selector // nil: no criterion
 	group   labels.Selector // nil: no criterion
 }
 
-func compile(spec v1alpha1.BundleSpec) ([]matcher, error) {
+func compile(spec v1alpha1.BundleSpec) (*selection, error) {
+	s := &selection{spec: spec, choices: map[string]*choice{}, vars: map[string]int{}}
+	switch spec.TargetCustomizationMode {
+	case "", "FirstMatch", AllMatches:
+	default:
+		return nil, fmt.Errorf("targetCustomizationMode: %q: use FirstMatch or AllMatches", spec.TargetCustomizationMode)
+	}
+	switch spec.Templating {
+	case "", "values", "all":
+	default:
+		return nil, fmt.Errorf("templating: %q: use values or all", spec.Templating)
+	}
 	targets := spec.Targets
 	if len(targets) == 0 {
 		targets = []v1alpha1.BundleTarget{{Name: DefaultGroup, ClusterMatch: v1alpha1.ClusterMatch{ClusterGroup: DefaultGroup}}}
 	}
+	ms, err := compileAll("targets", targets)
+	if err != nil {
+		return nil, err
+	}
+	var restrictions []v1alpha1.BundleTarget
+	for _, r := range spec.TargetRestrictions {
+		restrictions = append(restrictions, v1alpha1.BundleTarget{Name: r.Name, ClusterMatch: r.ClusterMatch})
+	}
+	if s.restrictions, err = compileAll("targetRestrictions", restrictions); err != nil {
+		return nil, err
+	}
+	s.plain = ms
+	if n := len(ms) - len(restrictions); len(restrictions) > 0 && n > 0 {
+		s.custom, s.plain = ms[:n], ms[n:]
+	}
+	return s, nil
+}
+
+func compileAll(list string, targets []v1alpha1.BundleTarget) ([]matcher, error) {
 	ms := make([]matcher, 0, len(targets))
 	for i, t := range targets {
-		m := matcher{BundleTarget: t, title: t.Name}
-		where := fmt.Sprintf("targets[%d]", i)
+		m := matcher{BundleTarget: t, title: t.Name, where: fmt.Sprintf("%s[%d]", list, i)}
+		where := m.where
 		if m.title == "" {
 			m.title = where
 		} else {

@@ -21,7 +21,8 @@ import (
 var update = flag.Bool("update", false, "rewrite the want sections in testdata")
 
 // TestSelect runs testdata/*.txtar: a bundle's spec, clusters and groups; want has one line a cluster that gets it
-// ("cluster <- target options"), or the error.
+// ("cluster <- target options"), or the error. A section whose name begins with file/ is what a cluster's Vars make of that file.
+// Every case names in a line "# fields: " what of a fleet.yaml it shows; docs/bundle-reference.md lists cases by field.
 func TestSelect(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -33,8 +34,8 @@ func TestSelect(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(ar.Comment) == 0 {
-				t.Error("a case begins with a comment that says why it exists")
+			if len(ar.Comment) == 0 || !strings.Contains(string(ar.Comment), "\n# fields: ") {
+				t.Error("a case begins with a comment that says why it exists, and a line \"# fields: \" that says what of a fleet.yaml it shows")
 			}
 			var spec v1alpha1.BundleSpec
 			var clusters []target.Cluster
@@ -44,6 +45,7 @@ func TestSelect(t *testing.T) {
 				Selector *metav1.LabelSelector
 			}
 			want := -1
+			var bundleFiles []txtar.File
 			for i, f := range ar.Files {
 				switch f.Name {
 				case "bundle":
@@ -55,7 +57,10 @@ func TestSelect(t *testing.T) {
 				case "want":
 					want = i
 				default:
-					t.Fatalf("unknown section %s", f.Name)
+					if !strings.HasPrefix(f.Name, "file/") {
+						t.Fatalf("unknown section %s", f.Name)
+					}
+					bundleFiles = append(bundleFiles, f)
 				}
 				if err != nil {
 					t.Fatalf("%s: %v", f.Name, err)
@@ -65,7 +70,7 @@ func TestSelect(t *testing.T) {
 			for _, g := range groups {
 				gs = append(gs, target.Group(g))
 			}
-			got := run(t, spec, clusters, gs)
+			got := run(t, spec, clusters, gs, bundleFiles)
 			if want < 0 {
 				t.Fatal("no want section")
 			}
@@ -83,11 +88,11 @@ func TestSelect(t *testing.T) {
 	}
 }
 
-func run(t *testing.T, spec v1alpha1.BundleSpec, clusters []target.Cluster, groups []target.Group) string {
+func run(t *testing.T, spec v1alpha1.BundleSpec, clusters []target.Cluster, groups []target.Group, files []txtar.File) string {
 	t.Helper()
-	before, _ := json.Marshal(spec)
+	before, _ := json.Marshal([]any{spec, clusters})
 	ms, err := target.Select(spec, clusters, groups)
-	if after, _ := json.Marshal(spec); string(after) != string(before) {
+	if after, _ := json.Marshal([]any{spec, clusters}); string(after) != string(before) {
 		t.Errorf("Select changed its argument:\n%s\n%s", before, after)
 	}
 	if err != nil {
@@ -95,11 +100,25 @@ func run(t *testing.T, spec v1alpha1.BundleSpec, clusters []target.Cluster, grou
 	}
 	var b strings.Builder
 	for _, m := range ms {
+		if m.Err != nil {
+			fmt.Fprintf(&b, "%s: error: %v\n", m.Cluster, m.Err)
+			continue
+		}
 		o, err := json.Marshal(m.Options)
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(&b, "%s <- %s %s\n", m.Cluster, m.Target, strings.Replace(string(o), "{}", "", 1))
+		fmt.Fprintf(&b, "%s <- %s %s\n", m.Cluster, m.Target, strings.TrimSuffix(string(o), "{}"))
+		for _, n := range m.Notes {
+			fmt.Fprintf(&b, "%s note: %s\n", m.Cluster, n)
+		}
+		for _, f := range files {
+			text, err := m.Vars.Expand(f.Name, string(f.Data))
+			if err != nil {
+				text = "error: " + err.Error() + "\n"
+			}
+			fmt.Fprintf(&b, "%s %s: %s", m.Cluster, f.Name, text)
+		}
 	}
 	if b.Len() == 0 {
 		return "nobody\n"
