@@ -45,6 +45,9 @@ type Object struct {
 
 // NewObject reads an object's identity out of its JSON and puts it into canonical form.
 func NewObject(data []byte) (Object, error) {
+	if ref, ok := scan(data, DefaultLimits()); ok {
+		return Object{Ref: ref, JSON: bytes.Clone(data)}, nil
+	}
 	canon, v, err := canonical(data, DefaultLimits())
 	if err != nil {
 		return Object{}, err
@@ -288,15 +291,8 @@ func parse(raw []byte, want Digest, l Limits) (*Bundle, error) {
 		if h := Sum(o.JSON); !bytes.Equal(h[:], e.Hash) {
 			return nil, fmt.Errorf("%s: %w", o.Ref, ErrDigest)
 		}
-		canon, v, err := canonical(o.JSON, l)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", o.Ref, err)
-		}
-		if !bytes.Equal(canon, o.JSON) {
-			return nil, fmt.Errorf("%w: %s is not in canonical form", ErrMalformed, o.Ref)
-		}
-		if ref, err := refOf(v); err != nil || ref != o.Ref {
-			return nil, fmt.Errorf("%w: index says %s, the object says otherwise", ErrMalformed, o.Ref)
+		if err := o.check(l); err != nil {
+			return nil, err
 		}
 		if seen[o.Ref.identity()] {
 			return nil, fmt.Errorf("%w: %s stands twice", ErrMalformed, o.Ref)
@@ -308,6 +304,24 @@ func parse(raw []byte, want Digest, l Limits) (*Bundle, error) {
 		return nil, fmt.Errorf("%w: %d bytes after the last object", ErrMalformed, len(rest))
 	}
 	return b, nil
+}
+
+// check holds the bytes to canonical form, and to what the index says they are.
+func (o Object) check(l Limits) error {
+	if ref, ok := scan(o.JSON, l); ok && ref == o.Ref {
+		return nil
+	}
+	canon, v, err := canonical(o.JSON, l)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Ref, err)
+	}
+	if !bytes.Equal(canon, o.JSON) {
+		return fmt.Errorf("%w: %s is not in canonical form", ErrMalformed, o.Ref)
+	}
+	if ref, err := refOf(v); err != nil || ref != o.Ref {
+		return fmt.Errorf("%w: index says %s, the object says otherwise", ErrMalformed, o.Ref)
+	}
+	return nil
 }
 
 func parseIndex(b []byte) (index2, error) {

@@ -1,6 +1,7 @@
 package bundlefmt
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"encoding/json"
 	"os"
@@ -266,6 +267,34 @@ func FuzzCanonical(f *testing.F) {
 		again, err := Canonical(canon, l)
 		if err != nil || string(again) != string(canon) || !json.Valid(canon) {
 			t.Errorf("canonical form is not stable: %q, %q, %v", canon, again, err)
+		}
+	})
+}
+
+// FuzzScan: what the quick look recognises, the thorough one does as well.
+func FuzzScan(f *testing.F) {
+	for _, o := range []string{
+		`{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","namespace":"web"},"spec":{"a":[1.50,-0,1e9,true,false,null,"\u2028<&>ä\n\u001f"],"b":{}}}`,
+		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"web"}}`, `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"web"}} `,
+		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"web","name":"web"}}`, `{"apiVersion":"v1","kind":"ConfigMap","kinD":"","metadata":{"name":"web"},"x":01}`,
+		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"web"},"x":"\u000a\/\ud800"}`,
+	} {
+		f.Add([]byte(o))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		l := DefaultLimits()
+		canon, v, err := canonical(data, l)
+		want := Ref{}
+		if err == nil {
+			want, err = refOf(v)
+		}
+		is := err == nil && string(canon) == string(data)
+		got, ok := scan(data, l)
+		if ok && (!is || got != want) {
+			t.Errorf("recognised as %v; thoroughly: %v, %v, %s", got, want, err, canon)
+		}
+		if is && !ok && !bytes.Contains(data, []byte(`\`)) {
+			t.Error("not recognised")
 		}
 	})
 }
