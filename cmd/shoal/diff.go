@@ -362,16 +362,16 @@ func order(before, after sideOfDiff) []bundlefmt.Ref {
 func maskSecret(x, y *document) (string, string) {
 	from, to := x.values(), y.values()
 	return x.masked(func(k, v string) string {
-		if w, ok := to[k]; ok && w == v {
-			return "***"
-		}
-		return "*** (before)"
-	}), y.masked(func(k, v string) string {
-		if w, ok := from[k]; ok && w == v {
-			return "***"
-		}
-		return "*** (after)"
-	})
+			if w, ok := to[k]; ok && w == v {
+				return "***"
+			}
+			return "*** (before)"
+		}), y.masked(func(k, v string) string {
+			if w, ok := from[k]; ok && w == v {
+				return "***"
+			}
+			return "*** (after)"
+		})
 }
 
 var secretFields = []string{"data", "stringData"}

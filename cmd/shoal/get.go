@@ -69,6 +69,7 @@ func getListCommand[L client.ObjectList](a *app, plural string, list L, rows fun
 		Use:     plural,
 		Aliases: []string{strings.TrimSuffix(plural, "s")},
 		Short:   "Show " + plural,
+		Example: fmt.Sprintf("  shoal get %[1]s\n  shoal get %[1]s -A -o yaml", plural),
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			kube, ns, err := a.hubClient()
@@ -104,6 +105,7 @@ func getListCommand[L client.ObjectList](a *app, plural string, list L, rows fun
 func (o *getOptions) register(cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "of all workspaces")
 	cmd.Flags().StringVarP(&o.output, "output", "o", "", "json or yaml; default: a table")
+	completeValues(cmd, "output", "json", "yaml")
 }
 
 func (o getOptions) print(a *app, value any, t table, ns string) error {
@@ -121,7 +123,7 @@ func (o getOptions) print(a *app, value any, t table, ns string) error {
 		return err
 	case "":
 	default:
-		return fmt.Errorf("--output %q: want json or yaml", o.output)
+		return oneOf("--output", o.output, "json", "yaml")
 	}
 	if len(t.rows) == 0 {
 		where := "in workspace " + ns
@@ -209,7 +211,15 @@ func getDeploymentsCommand(a *app) *cobra.Command {
 		Aliases: []string{"deployment"},
 		Short:   "Show bundles on clusters, as the clusters last reported them",
 		Long: `Show every deployment: one bundle on one cluster, as the cluster last reported it. It reads the retained reports from the
-broker, so a cluster without a link shows what it said last (see LINK in shoal get clusters).`,
+broker, so a cluster without a link shows what it said last (see LINK in shoal get clusters).
+
+MESSAGE says why a deployment is not Ready: of RolledBack which release failed and why (it is not tried again until a newer one comes), of
+Held what holds it and until when: a window, a pause, a lock on the site, or a removal that somebody has to confirm.`,
+		Example: `  # all that is wrong on one cluster
+  shoal get deployments --cluster paris
+
+  # one bundle on all clusters of all workspaces
+  shoal get deployments --bundle web -A`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ns, err := a.kubernetes.Namespace()
@@ -235,6 +245,8 @@ broker, so a cluster without a link shows what it said last (see LINK in shoal g
 	}
 	cmd.Flags().StringVar(&cluster, "cluster", "", "only of this cluster")
 	cmd.Flags().StringVar(&bundle, "bundle", "", "only of this bundle")
+	_ = cmd.RegisterFlagCompletionFunc("cluster", a.completeClusters)
+	_ = cmd.RegisterFlagCompletionFunc("bundle", a.completeBundles)
 	o.register(cmd)
 	f.register(cmd)
 	return cmd

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -41,12 +42,14 @@ func (k *kubernetesFlags) config() clientcmd.ClientConfig {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: k.context})
 }
 
+var errNoKubernetes = errors.New("no Kubernetes to talk to: set --kubeconfig or KUBECONFIG")
+
 // RESTConfig is how to reach the API server. Its warnings go to standard error.
 func (k *kubernetesFlags) RESTConfig() (*rest.Config, error) {
 	cfg, err := k.config().ClientConfig()
 	switch {
 	case clientcmd.IsEmptyConfig(err):
-		return nil, fmt.Errorf("no Kubernetes to talk to: set --kubeconfig or KUBECONFIG")
+		return nil, errNoKubernetes
 	case err != nil:
 		return nil, fmt.Errorf("read kubeconfig: %w", err)
 	}
@@ -85,7 +88,10 @@ func (k *kubernetesFlags) Namespace() (string, error) {
 		return k.namespace, nil
 	}
 	ns, _, err := k.config().Namespace()
-	if err != nil {
+	switch {
+	case clientcmd.IsEmptyConfig(err):
+		return "", errNoKubernetes
+	case err != nil:
 		return "", fmt.Errorf("read kubeconfig: %w", err)
 	}
 	return ns, nil

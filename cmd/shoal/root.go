@@ -25,6 +25,7 @@ func commands(a *app) []*cobra.Command {
 		controllerCommand(a),
 		diffCommand(a),
 		getCommand(a),
+		lintCommand(a),
 		renderCommand(a),
 		targetCommand(a),
 		topicsCommand(a),

@@ -142,7 +142,7 @@ func parsePairs(flag string, list []string) (map[string]string, error) {
 
 // matched is a cluster as package target sees it.
 func matched(c v1alpha1.Cluster) target.Cluster {
-	return target.Cluster{Name: c.Name, Labels: c.Labels}
+	return target.Cluster{Name: c.Name, Namespace: c.Namespace, Labels: c.Labels, Annotations: c.Annotations, Values: c.Spec.TemplateValues}
 }
 
 func matchedGroups(list []v1alpha1.ClusterGroup) []target.Group {
@@ -168,29 +168,53 @@ type document struct {
 	text string // YAML
 }
 
+// match is what the site gets of a bundle; nil: nothing.
+func (s site) match(b *v1alpha1.Bundle) (*target.Match, error) {
+	matches, err := target.Select(b.Spec, []target.Cluster{matched(s.cluster)}, s.groupsFor(b))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(matches) == 0:
+		return nil, nil
+	case matches[0].Err != nil:
+		return nil, fmt.Errorf("target %s: %w", matches[0].Target, matches[0].Err)
+	}
+	return &matches[0], nil
+}
+
+func (s site) groupsFor(b *v1alpha1.Bundle) []target.Group {
+	if s.byDefault && len(b.Spec.Targets) == 0 {
+		return []target.Group{{Name: target.DefaultGroup, Selector: &metav1.LabelSelector{}}}
+	}
+	return s.groups
+}
+
 // render renders a bundle for the site. Where the site gets nothing of it, the rendition is nil and why says the reason.
 func (s site) render(b *v1alpha1.Bundle) (r *rendition, why string, err error) {
-	groups := s.groups
-	if s.byDefault && len(b.Spec.Targets) == 0 {
-		groups = []target.Group{{Name: target.DefaultGroup, Selector: &metav1.LabelSelector{}}}
-	}
-	matches, err := target.Select(b.Spec, []target.Cluster{matched(s.cluster)}, groups)
+	m, err := s.match(b)
 	if err != nil {
 		return nil, "", err
 	}
-	if len(matches) == 0 {
-		return nil, whyNot(b.Spec, matched(s.cluster), groups), nil
+	if m == nil {
+		return nil, whyNot(b.Spec, matched(s.cluster), s.groupsFor(b)), nil
 	}
-	r = &rendition{match: matches[0]}
-	res, err := render.WithNotes(render.Input{
-		Name: b.Name, Resources: b.Spec.Resources, Options: r.match.Options, KubeVersion: s.cluster.Status.KubernetesVersion, APIVersions: s.apiVersions,
+	in := render.Input{
+		Name: b.Name, Resources: b.Spec.Resources, Options: m.Options, KubeVersion: s.cluster.Status.KubernetesVersion, APIVersions: s.apiVersions,
 		Ignore: b.Spec.Ignore, Health: b.Spec.Health,
-	})
-	if err != nil {
-		return nil, "", fmt.Errorf("target %s: %w", r.match.Target, err)
 	}
+	if m.Vars != nil {
+		in.Vars = m.Vars
+	}
+	res, err := render.WithNotes(in)
+	if err != nil {
+		return nil, "", fmt.Errorf("target %s: %w", m.Target, err)
+	}
+	r = &rendition{match: *m}
 	h := res.Bundle.Handling()
-	r.notes, r.fills = res.Notes, h.SiteValues
+	r.notes, r.fills = append(slices.Clone(m.Notes), res.Notes...), h.SiteValues
+	for _, d := range m.Options.DownstreamResources {
+		r.notes = append(r.notes, fmt.Sprintf("the hub adds the %s %s of the workspace to it", d.Kind, d.Name))
+	}
 	for i, o := range res.Bundle.Objects() {
 		d, err := newDocument(o, h, i)
 		if err != nil {
@@ -357,6 +381,9 @@ func optionsKey(m target.Match) string {
 	data, err := json.Marshal(m.Options)
 	if err != nil {
 		data = fmt.Append(nil, m.Options)
+	}
+	if m.Vars != nil {
+		data = append(data, m.Vars.Key()...)
 	}
 	return fmt.Sprintf("%x", sha256.Sum256(data))[:8]
 }

@@ -25,20 +25,23 @@ func (f *sourceFlags) register(cmd *cobra.Command) {
 
 // bundles reads every bundle below a directory. A name is for the only one.
 func (f *sourceFlags) bundles(ctx context.Context, a *app, dir, name string) ([]*v1alpha1.Bundle, error) {
-	o, err := f.options(name)
+	o, done, err := f.options(a, name)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	return source.Tree(ctx, dir, o)
 }
 
-func (f *sourceFlags) options(name string) (source.Options, error) {
-	o := source.Options{Name: name}
-	var err error
+// options are for reading directories until done is called.
+func (f *sourceFlags) options(a *app, name string) (o source.Options, done func(), err error) {
+	o.Name = name
 	if f.targetsFile != "" {
-		o.Targets, err = readTargets(f.targetsFile)
+		if o.Targets, err = readTargets(f.targetsFile); err != nil {
+			return o, nil, err
+		}
 	}
-	return o, err
+	return o, func() {}, nil
 }
 
 // readTargets reads targets: a list, or a list below the key targets.

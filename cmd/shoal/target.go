@@ -23,6 +23,7 @@ type targeted struct {
 	Namespace string `json:"namespace,omitempty"`
 	Options   string `json:"options,omitempty"` // equal where options are
 	Why       string `json:"why,omitempty"`
+	Error     string `json:"error,omitempty"` // it should get it, and a template fails for it: it keeps what it has
 }
 
 func targetCommand(a *app) *cobra.Command {
@@ -87,6 +88,11 @@ func (a *app) targeted(ctx context.Context, dir, file string, src sourceFlags, w
 		if !slices.ContainsFunc(some, func(t targeted) bool { return t.Target != "" }) {
 			fmt.Fprintf(a.stderr, "shoal: bundle %s: none of the %d clusters in %s gets it%s\n", b.Name, len(fleet.clusters), file, map[bool]string{false: " (--why says the reasons)"}[why])
 		}
+		for _, t := range some {
+			if t.Error != "" {
+				fmt.Fprintf(a.stderr, "shoal: bundle %s: cluster %s keeps what it has: target %s: %s\n", b.Name, t.Cluster, t.Target, t.Error)
+			}
+		}
 		list = append(list, some...)
 	}
 	return list, nil
@@ -107,6 +113,10 @@ func (f *clustersFile) targeted(b *v1alpha1.Bundle, why bool) ([]targeted, error
 	has := map[string]bool{}
 	for _, m := range matches {
 		has[m.Cluster] = true
+		if m.Err != nil {
+			list = append(list, targeted{Bundle: b.Name, Cluster: m.Cluster, Target: m.Target, Error: m.Err.Error()})
+			continue
+		}
 		list = append(list, targeted{Bundle: b.Name, Cluster: m.Cluster, Target: m.Target, Namespace: namespaceOf(m.Options), Options: optionsKey(m)})
 	}
 	for _, c := range clusters {
@@ -158,8 +168,11 @@ func printTargeted(w io.Writer, list []targeted, output string, why bool) error 
 	}
 	for _, x := range list {
 		row := []string{x.Bundle, x.Cluster, x.Target, x.Namespace, x.Options}
-		if x.Target == "" {
+		switch {
+		case x.Target == "":
 			row = []string{x.Bundle, x.Cluster, "-", "-", "-", x.Why}
+		case x.Error != "":
+			row = []string{x.Bundle, x.Cluster, x.Target, "-", "error"}
 		}
 		t.rows = append(t.rows, row)
 	}

@@ -60,6 +60,7 @@ for any number of clusters until it expires or is deleted (kubectl delete cluste
 	f.DurationVar(&ttl, "ttl", enroll.DefaultTTL, "how long the token can be used")
 	f.StringVar(&spec.ClusterGroup, "group", "", "cluster group that enrolled clusters get the labels of")
 	f.StringToStringVar(&spec.Labels, "label", nil, "label of enrolled clusters, key=value; may be repeated")
+	_ = cmd.RegisterFlagCompletionFunc("group", a.completeGroups)
 	return cmd
 }
 

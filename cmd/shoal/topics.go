@@ -121,7 +121,10 @@ func topicsWatchCommand(a *app) *cobra.Command {
 		Short: "Show every message on the topics, decoded",
 		Long: `Show every message on the topics, one line each: retained ones first (=), then live ones (+) until Ctrl-C. Signatures of desired
 documents and bundles are checked when the root key is known (from the hub's Secret, or --root): such a line ends in
-[verified], any other says what is wrong. Watching changes nothing.`,
+[verified], any other says what is wrong. Watching changes nothing.
+
+Of a desired document the line says what the cluster is to run (NAME@RELEASE=DIGEST, with pause, rollback and what comes first), what it is
+to remove, and its windows; -o json has all of it.`,
 		Example: `  # everything, as it happens
   shoal topics watch
 
@@ -159,6 +162,8 @@ documents and bundles are checked when the root key is known (from the hub's Sec
 	fl.StringVarP(&output, "output", "o", "text", "text: a line for people; json: a line of JSON")
 	fl.BoolVar(&retainedOnly, "retained-only", false, "leave out live messages")
 	fl.BoolVar(&once, "once", false, "exit after the retained messages")
+	completeValues(cmd, "output", "text", "json")
+	_ = cmd.RegisterFlagCompletionFunc("cluster", a.completeClusters)
 	return cmd
 }
 

@@ -1,0 +1,531 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	yamlv3 "go.yaml.in/yaml/v3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/source"
+)
+
+// finding is one thing that lint has to say.
+type finding struct {
+	File     string `json:"file"`
+	Line     int    `json:"line,omitempty"`
+	Severity string `json:"severity"` // error or warning
+	Message  string `json:"message"`
+}
+
+const (
+	severityError   = "error"
+	severityWarning = "warning"
+)
+
+func lintCommand(a *app) *cobra.Command {
+	var src sourceFlags
+	var clusters, output string
+	var strict bool
+	cmd := &cobra.Command{
+		Use:   "lint DIR",
+		Short: "Find every problem of the bundles in DIR at once",
+		Long: `Find every problem of the bundles in DIR, without any server: all files are read, and every target is rendered, for a cluster that has the
+labels which the target asks for, or with --clusters for one cluster of that file for each set of options. One problem a line on standard output,
+FILE:LINE: MESSAGE, as editors and compilers write it; a warning begins with "warning:".
+
+Warnings are about what works and is unlikely to be meant: targets that match nothing or are never reached, overlays that nothing uses, fields
+without effect, functions that give something else every time.
+
+Exit codes: 0 no errors, 1 errors, 2 wrong usage.`,
+		Example: `  shoal lint ./web
+
+  # with the labels and values of real clusters; in CI, where warnings count as well
+  shoal lint ./web --clusters clusters.yaml --strict
+
+  # for scripts
+  shoal lint ./web -o json`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeDirectory(0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := oneOf("--output", output, "", "json"); err != nil {
+				return err
+			}
+			var fleet *clustersFile
+			if clusters != "" {
+				var err error
+				if fleet, err = readClusters(clusters, a.kubernetes.namespace); err != nil {
+					return err
+				}
+			}
+			o, done, err := src.options(a, "")
+			if err != nil {
+				return err
+			}
+			defer done()
+			found, err := lint(cmd.Context(), args[0], o, fleet)
+			if err != nil {
+				return err
+			}
+			if strict {
+				for i := range found {
+					found[i].Severity = severityError
+				}
+			}
+			return a.report(found, output)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&clusters, "clusters", "", "YAML file with clusters to render for, as shoal target takes it")
+	f.StringVarP(&output, "output", "o", "", "json; default: a line for each problem")
+	f.BoolVar(&strict, "strict", false, "warnings are errors")
+	src.register(cmd)
+	_ = cmd.MarkFlagFilename("clusters", "yaml", "yml", "json")
+	completeValues(cmd, "output", "json")
+	return cmd
+}
+
+// report prints errors, then warnings, each in the order of files and lines.
+func (a *app) report(found []finding, output string) error {
+	slices.SortStableFunc(found, func(x, y finding) int {
+		return cmp.Or(strings.Compare(x.Severity, y.Severity), strings.Compare(x.File, y.File), x.Line-y.Line)
+	})
+	found = slices.Compact(found)
+	errs := 0
+	for _, f := range found {
+		if f.Severity == severityError {
+			errs++
+		}
+	}
+	if output == "json" {
+		if found == nil {
+			found = []finding{}
+		}
+		e := json.NewEncoder(a.stdout)
+		e.SetIndent("", "  ")
+		if err := e.Encode(found); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range found {
+			fmt.Fprintln(a.stdout, f)
+		}
+		if len(found) > 0 {
+			fmt.Fprintf(a.stderr, "shoal: %s, %s\n", count(errs, "error"), count(len(found)-errs, "warning"))
+		}
+	}
+	if errs > 0 {
+		return errProblems
+	}
+	return nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return strconv.Itoa(n) + " " + what + "s"
+}
+
+func (f finding) String() string {
+	s := ""
+	if f.File != "" {
+		s = f.File + ":"
+		if f.Line > 0 {
+			s += strconv.Itoa(f.Line) + ":"
+		}
+		s += " "
+	}
+	if f.Severity == severityWarning {
+		s += "warning: "
+	}
+	return s + strings.ReplaceAll(f.Message, "\n", " ")
+}
+
+// linter collects findings about a tree.
+type linter struct {
+	dir     string
+	fleet   *clustersFile
+	options map[string]*yamlv3.Node // options files by path
+	found   []finding
+}
+
+// lint returns everything that is wrong with a tree. Its error is about the command line: there is nothing to read.
+func lint(ctx context.Context, dir string, o source.Options, fleet *clustersFile) ([]finding, error) {
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("read %s: want a directory", dir)
+	}
+	l := &linter{dir: dir, fleet: fleet, options: map[string]*yamlv3.Node{}}
+	l.readOptions()
+	bundles, err := source.Tree(ctx, dir, o)
+	l.problems(err)
+	for _, b := range bundles {
+		l.bundle(b)
+	}
+	return l.found, nil
+}
+
+func (l *linter) problems(err error) {
+	var list source.Problems
+	var one source.Problem
+	switch {
+	case err == nil:
+	case errors.As(err, &list):
+		for _, p := range list {
+			l.found = append(l.found, finding{p.File, p.Line, severityError, p.Message})
+		}
+	case errors.As(err, &one):
+		l.found = append(l.found, finding{one.File, one.Line, severityError, one.Message})
+	default:
+		l.found = append(l.found, finding{Severity: severityError, Message: err.Error()})
+	}
+}
+
+// readOptions finds options files, for the lines of what they say. What is wrong with them is said by package source.
+func (l *linter) readOptions() {
+	_ = filepath.WalkDir(l.dir, func(file string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || !slices.Contains([]string{"fleet.yaml", "fleet.yml", "bundle.yaml"}, e.Name()) {
+			return nil
+		}
+		var doc yamlv3.Node
+		data, err := os.ReadFile(file)
+		if err != nil || len(data) > 1<<20 || yamlv3.Unmarshal(data, &doc) != nil || len(doc.Content) == 0 {
+			return nil
+		}
+		if rel, err := filepath.Rel(l.dir, file); err == nil {
+			l.options[filepath.ToSlash(rel)] = doc.Content[0]
+		}
+		return nil
+	})
+}
+
+// linted is one bundle and where its options are.
+type linted struct {
+	*linter
+	bundle *v1alpha1.Bundle
+	file   string       // empty: it has none
+	root   *yamlv3.Node // nil: it has none
+}
+
+func (l *linter) bundle(b *v1alpha1.Bundle) {
+	x := linted{linter: l, bundle: b}
+	x.file, x.root = l.optionsOf(b)
+	x.targets()
+	x.overlays()
+	x.withoutEffect()
+	x.renderAll()
+}
+
+// say notes a finding at a field of the options, or at the bundle as a whole.
+func (x linted) say(severity, field, format string, args ...any) {
+	f := finding{File: x.file, Severity: severity, Message: fmt.Sprintf(format, args...)}
+	if x.root != nil && field != "" {
+		f.Line = lineOf(x.root, field).Line
+	}
+	if x.file == "" {
+		f.Message = "bundle " + x.bundle.Name + ": " + f.Message
+	}
+	x.found = append(x.found, f)
+}
+
+// targets finds those that can never count.
+func (x linted) targets() {
+	spec := x.bundle.Spec
+	names := map[string]bool{}
+	everyone := ""
+	for i, t := range spec.Targets {
+		title, field := targetTitle(spec.Targets, i), x.targetField(i)
+		switch m := t.ClusterMatch; {
+		case m.ClusterName == "" && m.ClusterGroup == "" && m.ClusterSelector == nil && m.ClusterGroupSelector == nil:
+			x.say(severityWarning, field, "target %s has no criteria, so it matches no cluster: clusterSelector: {} matches all", title)
+		case everyone != "" && spec.TargetCustomizationMode != "AllMatches" && len(spec.TargetRestrictions) == 0:
+			x.say(severityWarning, field, "target %s is never reached: target %s before it matches every cluster", title, everyone)
+		}
+		if t.Name != "" && names[t.Name] {
+			x.say(severityWarning, field, "two targets have the name %s: messages cannot tell them apart", t.Name)
+		}
+		names[t.Name] = true
+		if everyone == "" && matchesEveryone(t.ClusterMatch) {
+			everyone = title
+		}
+	}
+}
+
+func matchesEveryone(m v1alpha1.ClusterMatch) bool {
+	empty := func(s *metav1.LabelSelector) bool {
+		return s != nil && len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 0
+	}
+	return m.ClusterName == "" && m.ClusterGroup == "" && empty(m.ClusterSelector) && (m.ClusterGroupSelector == nil || empty(m.ClusterGroupSelector))
+}
+
+// targetField is where a target of the bundle stands in its options file.
+func (x linted) targetField(i int) string {
+	for _, key := range []string{"targets", "targetCustomizations"} {
+		n := 0
+		if x.root != nil {
+			if list := child(x.root, key); list != nil {
+				n = len(list.Content)
+			}
+		}
+		if i < n {
+			return fmt.Sprintf("%s[%d]", key, i)
+		}
+		i -= n
+	}
+	return ""
+}
+
+// overlays finds directories of overlays that nothing uses.
+func (x linted) overlays() {
+	used := map[string]bool{}
+	use := func(o v1alpha1.BundleOptions) {
+		if o.YAML != nil {
+			for _, name := range o.YAML.Overlays {
+				used[name] = true
+			}
+		}
+	}
+	use(x.bundle.Spec.BundleOptions)
+	for _, t := range x.bundle.Spec.Targets {
+		use(t.BundleOptions)
+	}
+	there := map[string]bool{}
+	for _, r := range x.bundle.Spec.Resources {
+		if rest, ok := strings.CutPrefix(r.Name, "overlays/"); ok {
+			name, _, below := strings.Cut(rest, "/")
+			there[name] = there[name] || below
+		}
+	}
+	if x.bundle.Spec.Templating == "all" && len(used) > 0 {
+		return // their names may be templates
+	}
+	for _, name := range slices.Sorted(maps.Keys(there)) {
+		// A kustomization has its own way to use them.
+		if there[name] && !used[name] && !x.has("kustomization.yaml") && !x.has("kustomization.yml") && !x.has("Kustomization") {
+			x.found = append(x.found, finding{path.Join(path.Dir(cmp.Or(x.file, ".")), "overlays", name), 0, severityWarning, "this overlay is not used: name it in yaml.overlays of the bundle or of a target"})
+		}
+	}
+}
+
+func (x linted) has(file string) bool {
+	return slices.ContainsFunc(x.bundle.Spec.Resources, func(r v1alpha1.BundleResource) bool { return r.Name == file })
+}
+
+// withoutEffect finds fields that are accepted for Fleet's sake, and forms that have a successor.
+func (x linted) withoutEffect() {
+	if x.root == nil {
+		return
+	}
+	if path.Base(x.file) == "bundle.yaml" {
+		x.say(severityWarning, "", "this is the form of 2020: fleet.yaml has taken its place")
+	}
+	fields := []string{""}
+	for _, key := range []string{"targets", "targetCustomizations"} {
+		if list := child(x.root, key); list != nil {
+			for i := range list.Content {
+				fields = append(fields, fmt.Sprintf("%s[%d].", key, i))
+			}
+		}
+	}
+	for _, prefix := range fields {
+		for field, why := range map[string]string{
+			"helm.disableDNS":              "templates never resolve names",
+			"helm.maxHistory":              "an agent always keeps the release before the current one",
+			"correctDrift.keepFailHistory": "there is no Helm history on a cluster",
+		} {
+			if n := at(x.root, prefix+field); n != nil {
+				x.say(severityWarning, prefix+field, "%s%s has no effect: %s", prefix, field, why)
+			}
+		}
+	}
+	x.oldTemplates(x.root)
+}
+
+const oldTemplate = "global.fleet.clusterLabels."
+
+func (x linted) oldTemplates(n *yamlv3.Node) {
+	if n.Kind == yamlv3.ScalarNode && strings.HasPrefix(n.Value, oldTemplate) {
+		label := strings.TrimPrefix(n.Value, oldTemplate)
+		x.found = append(x.found, finding{x.file, n.Line, severityWarning, fmt.Sprintf("%s%s is the old form, and empty for a cluster without the label: write ${ get .ClusterLabels %q }", oldTemplate, label, label)})
+	}
+	for _, c := range n.Content {
+		x.oldTemplates(c)
+	}
+}
+
+// renderAll renders each target once, or with clusters each distinct set of options.
+func (x linted) renderAll() {
+	for _, s := range x.sites() {
+		r, _, err := s.site.render(s.bundle)
+		switch {
+		case err != nil:
+			x.cannotRender(s, err)
+			continue
+		case r == nil:
+			continue
+		case len(r.documents) == 0:
+			x.say(severityWarning, s.field, "target %s: there are no objects in it", s.title)
+		}
+		for _, n := range r.notes {
+			x.say(severityWarning, s.field, "target %s: %s", s.title, n)
+		}
+	}
+}
+
+// lintedSite is a cluster to render for, and the target that is tried with it.
+type lintedSite struct {
+	site
+	bundle *v1alpha1.Bundle
+	title  string
+	field  string // of the target in the options file
+	real   bool   // the cluster exists
+}
+
+func (x linted) sites() []lintedSite {
+	if x.fleet != nil {
+		return x.realSites()
+	}
+	spec := x.bundle.Spec
+	if len(spec.Targets) == 0 {
+		return []lintedSite{{site: site{cluster: madeUp(v1alpha1.ClusterMatch{}), byDefault: true}, bundle: x.bundle, title: "default"}}
+	}
+	var out []lintedSite
+	for i, t := range spec.Targets {
+		if t.DoNotDeploy {
+			continue
+		}
+		// That target alone, for everyone: whether it matches is not the question here.
+		alone := x.bundle.DeepCopy()
+		t.ClusterMatch = v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{}}
+		alone.Spec.Targets, alone.Spec.TargetRestrictions, alone.Spec.TargetCustomizationMode = []v1alpha1.BundleTarget{t}, nil, ""
+		out = append(out, lintedSite{site: site{cluster: madeUp(spec.Targets[i].ClusterMatch)}, bundle: alone, title: targetTitle(spec.Targets, i), field: x.targetField(i)})
+	}
+	return out
+}
+
+// realSites is one cluster for each distinct outcome.
+func (x linted) realSites() []lintedSite {
+	seen := map[string]bool{}
+	var out []lintedSite
+	groups := matchedGroups(x.fleet.groups)
+	for _, c := range x.fleet.clusters {
+		s := site{cluster: c, groups: groups}
+		m, err := s.match(x.bundle)
+		if err == nil {
+			if m == nil || seen[optionsKey(*m)] {
+				continue
+			}
+			seen[optionsKey(*m)] = true
+		}
+		out = append(out, lintedSite{site: s, bundle: x.bundle, title: "for cluster " + c.Name, real: true})
+	}
+	return out
+}
+
+// madeUp is a cluster with the name and the labels that a target asks for.
+func madeUp(m v1alpha1.ClusterMatch) v1alpha1.Cluster {
+	c := v1alpha1.Cluster{ObjectMeta: metav1.ObjectMeta{Name: cmp.Or(m.ClusterName, "local"), Namespace: "default", Labels: map[string]string{}}}
+	if m.ClusterSelector == nil {
+		return c
+	}
+	maps.Copy(c.Labels, m.ClusterSelector.MatchLabels)
+	for _, e := range m.ClusterSelector.MatchExpressions {
+		if _, set := c.Labels[e.Key]; set {
+			continue
+		}
+		switch {
+		case e.Operator == metav1.LabelSelectorOpIn && len(e.Values) > 0:
+			c.Labels[e.Key] = e.Values[0]
+		case e.Operator == metav1.LabelSelectorOpExists:
+			c.Labels[e.Key] = "some"
+		}
+	}
+	return c
+}
+
+// inFile is where Helm says that a template fails: CHART/PATH:LINE.
+var inFile = regexp.MustCompile(`([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)+):(\d+)(?::\d+)?: ?`)
+
+// cannotRender says why, at the line of the file that is to blame if that is known.
+func (x linted) cannotRender(s lintedSite, err error) {
+	if !s.real && needsMore(err) {
+		x.say(severityWarning, s.field, "cannot be tried without more about a cluster, use --clusters: target %s: %v", s.title, err)
+		return
+	}
+	message := err.Error()
+	for _, m := range inFile.FindAllStringSubmatch(message, -1) {
+		if file := x.fileOf(m[1]); file != "" {
+			line, _ := strconv.Atoi(m[2])
+			f := finding{path.Join(path.Dir(cmp.Or(x.file, ".")), file), line, severityError, message}
+			// Another target with the same mistake adds nothing.
+			if !slices.ContainsFunc(x.found, func(g finding) bool { return g.File == f.File && g.Line == f.Line && g.Severity == f.Severity }) {
+				x.found = append(x.found, f)
+			}
+			return
+		}
+	}
+	x.say(severityError, s.field, "%v", err)
+}
+
+// fileOf is the file of the bundle that Helm calls CHART/PATH, or empty.
+func (x linted) fileOf(name string) string {
+	for name != "" {
+		if x.has(name) {
+			return name
+		}
+		if h := x.bundle.Spec.Helm; h != nil && h.Chart != "" && x.has(path.Join(h.Chart, name)) {
+			return path.Join(h.Chart, name)
+		}
+		_, name, _ = strings.Cut(name, "/")
+	}
+	return ""
+}
+
+// optionsOf finds the options file that a bundle was made of.
+func (l *linter) optionsOf(b *v1alpha1.Bundle) (string, *yamlv3.Node) {
+	for _, file := range slices.Sorted(maps.Keys(l.options)) {
+		if n := child(l.options[file], "name"); n != nil && n.Value == b.Name {
+			return file, l.options[file]
+		}
+	}
+	for _, file := range []string{"fleet.yaml", "fleet.yml", "bundle.yaml"} {
+		if n := l.options[file]; n != nil && child(n, "name") == nil {
+			return file, n
+		}
+	}
+	return "", nil
+}
+
+// at is the node on a path, or nil.
+func at(n *yamlv3.Node, path string) *yamlv3.Node {
+	for key := range strings.SplitSeq(path, ".") {
+		key, index, _ := strings.Cut(key, "[")
+		if n = child(n, key); n == nil {
+			return nil
+		}
+		if i, err := strconv.Atoi(strings.TrimSuffix(index, "]")); err == nil {
+			if n.Kind != yamlv3.SequenceNode || i >= len(n.Content) {
+				return nil
+			}
+			n = n.Content[i]
+		}
+	}
+	return n
+}
+
+// needsMore tells a template that asks for a label or a value which a made-up cluster lacks.
+func needsMore(err error) bool { return strings.Contains(err.Error(), "map has no entry for key") }
