@@ -10,6 +10,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
@@ -82,7 +84,97 @@ func TestApply(t *testing.T) {
 	bad := applyStory{t: t, kubeconfig: s.kubeconfig, ns: s.ns, dir: t.TempDir()}
 	bad.file("fleet.yaml", "helm: {releaseName: Not_Valid}\n")
 	bad.file("a.yaml", "a: b\n")
-	bad.run(exitFailed, "spec.helm.releaseName", "apply", "bad", bad.dir)
+	bad.run(exitFailed, "apply bundle bad: the hub does not accept it:\n  spec.helm.releaseName: ", "apply", "bad", bad.dir)
+
+	t.Run("diff", func(t *testing.T) { diffOnServer(t, cfg, cluster.Kubeconfig()) })
+}
+
+// diffOnServer: the Bundle that is stored is compared, for a Cluster as the hub knows it. No hub runs: the test writes its part.
+func diffOnServer(t *testing.T, cfg *rest.Config, kubeconfig string) {
+	s := applyStory{t: t, cfg: cfg, kubeconfig: kubeconfig, dir: t.TempDir(), ns: kubetest.Namespace(t, cfg)}
+	s.file("Chart.yaml", "apiVersion: v2\nname: web\nversion: 1.0.0\n")
+	if err := os.Mkdir(filepath.Join(s.dir, "templates"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.file("templates/a.yaml", `apiVersion: v1
+kind: ConfigMap
+metadata: {name: a}
+data:
+  city: {{ .Values.city }}
+  kubernetes: {{ .Capabilities.KubeVersion.Version }}
+  widgets: {{ .Capabilities.APIVersions.Has "example.com/v1" | quote }}
+`)
+	fleet := "helm: {values: {city: \"${ .ClusterValues.city }\"}}\ntargets: [{clusterGroup: europe}]\n"
+	s.file("fleet.yaml", fleet)
+	s.run(exitTrouble, "there is no cluster "+s.ns+"/paris: see shoal get clusters -A", "diff", "web", s.dir, "--cluster", "paris")
+
+	s.create("Cluster", "paris", map[string]any{
+		"metadata": map[string]any{"labels": map[string]any{"region": "eu"}},
+		"spec":     map[string]any{"templateValues": map[string]any{"city": "paris"}},
+		"status":   map[string]any{"kubernetesVersion": "v1.35.2", "apiVersions": "apis", "desiredSerial": int64(7), "reportedSerial": int64(6), "presence": "Offline", "presenceSince": "2026-11-22T03:00:00Z"},
+	})
+	s.create("ClusterGroup", "europe", map[string]any{"spec": map[string]any{"selector": map[string]any{"matchLabels": map[string]any{"region": "eu"}}}})
+	apis := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": "apis"}, "data": map[string]any{"apiVersions": "v1\nexample.com/v1"}}}
+	if _, err := s.resource("", "v1", "configmaps").Create(t.Context(), apis, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	diff := []string{"diff", "web", s.dir, "--cluster", "paris", "--system-namespace", s.ns}
+	s.run(exitDifferent, "there is no bundle "+s.ns+"/web yet", diff...)
+	s.run(exitDifferent, "+  city: paris\n+  kubernetes: v1.35.2\n+  widgets: \"true\"\n", diff...)
+	s.run(exitOK, "web created\n", "apply", "web", s.dir)
+	s.run(exitOK, "cluster paris has not reported what it was told last (7, reported 6)", diff...)
+	s.run(exitOK, "cluster paris is offline since 2026-11-22 03:00:00 UTC", diff...)
+	s.file("fleet.yaml", strings.Replace(fleet, ".ClusterValues.city }", ".ClusterValues.city }-1", 1))
+	s.run(exitDifferent, "-  city: paris\n+  city: paris-1\n", diff...)
+	s.run(exitDifferent, "-  city: paris\n", diff...) // looking changes nothing
+
+	s.patchStatus("clusters", "paris", `{"status":{"notReady":[{"name":"web","state":"RolledBack","message":"release 7 failed"}]}}`)
+	s.run(exitDifferent, "cluster paris: bundle web is RolledBack: release 7 failed; it may still run an older release", diff...)
+	s.run(exitDifferent, "the API versions of cluster paris cannot be read", "diff", "web", s.dir, "--cluster", "paris", "--system-namespace", "default")
+
+	// Names are completed from the hub.
+	s.run(exitOK, "paris\n", "__complete", "diff", ".", "--cluster", "pa")
+	s.run(exitOK, "web\n", "__complete", "diff", "w")
+	s.run(exitOK, "europe\n", "__complete", "token", "create", "x", "--group", "")
+}
+
+func (s applyStory) resource(group, version, plural string) dynamic.ResourceInterface {
+	s.t.Helper()
+	c, err := dynamic.NewForConfig(s.cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c.Resource(schema.GroupVersionResource{Group: group, Version: version, Resource: plural}).Namespace(s.ns)
+}
+
+// create makes an object of ours, with its status.
+func (s applyStory) create(kind, name string, object map[string]any) {
+	s.t.Helper()
+	u := &unstructured.Unstructured{Object: object}
+	u.SetAPIVersion(v1alpha1.GroupVersion.String())
+	u.SetKind(kind)
+	u.SetName(name)
+	r := s.resource(v1alpha1.GroupVersion.Group, v1alpha1.GroupVersion.Version, strings.ToLower(kind)+"s")
+	status := object["status"]
+	made, err := r.Create(s.t.Context(), u, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if status == nil {
+		return
+	}
+	made.Object["status"] = status
+	if _, err := r.UpdateStatus(s.t.Context(), made, metav1.UpdateOptions{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s applyStory) patchStatus(plural, name, data string) {
+	s.t.Helper()
+	_, err := s.resource(v1alpha1.GroupVersion.Group, v1alpha1.GroupVersion.Version, plural).Patch(s.t.Context(), name, types.MergePatchType, []byte(data), metav1.PatchOptions{}, "status")
+	if err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 type applyStory struct {

@@ -98,4 +98,3 @@ func words(line string) []string {
 	}
 	return out
 }
-
