@@ -1,6 +1,7 @@
 package edgeagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ func (s *site) act(ctx context.Context, a plan.Action) func(now time.Time) {
 		return s.remove(ctx, a)
 	case plan.Check:
 		return s.check(ctx, a)
-	case plan.Apply, plan.Repair:
+	case plan.Apply, plan.Repair, plan.Rollback, plan.Prune:
 		return s.apply(ctx, a)
 	}
 	return func(time.Time) {}
@@ -73,13 +74,15 @@ func (s *site) stopping(err error) bool { return err != nil && s.ctx.Err() != ni
 func (s *site) checked(a plan.Action, st apply.Status, err error, now time.Time) {
 	l := s.localFor(a.Deployment)
 	if err != nil {
-		s.failed(a, plan.Check, "cannot look at the cluster: "+s.reason(err), now)
+		l.Trial.Looked = time.Time{}
+		s.failed(a, plan.Check, "cannot look at the cluster: "+s.reason(a, err), now)
 		return
 	}
 	if l.Failed != nil && (l.Failed.Verb == plan.Check || l.Failed.Verb == plan.Repair && st.Modified.Count == 0) {
 		l.Failed = nil
 	}
-	h := &plan.Health{At: now, Modified: st.Modified.Count, NotReady: st.NotReady.Count, Message: describe(st)}
+	s.judge(a, st, now)
+	h := &plan.Health{At: now, Modified: st.Modified.Count, SiteValues: st.SiteValues, NotReady: st.NotReady.Count, Failed: st.Failed.Count > 0, Message: describe(st)}
 	if h.NotReady > 0 {
 		h.Since = now
 		if l.Health != nil && l.Health.NotReady > 0 {
@@ -90,6 +93,27 @@ func (s *site) checked(a plan.Action, st apply.Status, err error, now time.Time)
 		s.say.soon(now, s.o.Timing.Report)
 	}
 	l.Health, l.status, l.errors = h, &st, nil
+}
+
+// judge keeps count of a release's trial: for how long it has been seen not to be ready, or that it has been.
+func (s *site) judge(a plan.Action, st apply.Status, now time.Time) {
+	l, r := s.localFor(a.Deployment), s.records[a.Deployment]
+	if r.Applied == nil || r.Applying != nil || r.Good {
+		return
+	}
+	switch {
+	case st.NotReady.Count == 0 && st.Missing == 0:
+		r.Good, r.Waited, l.Trial = true, 0, plan.Trial{}
+	default:
+		l.Trial = l.Trial.Look(now)
+		if l.Trial.Waited < r.Waited+s.readyTimeout(r.Applied.Policy)/10 {
+			return
+		}
+		r.Waited = l.Trial.Waited
+	}
+	if err := s.put(r); err != nil {
+		s.log.Error().Err(err).Str("deployment", a.Deployment).Msg("keep how the release does")
+	}
 }
 
 func sameStatus(a, b *apply.Status) bool {
@@ -115,9 +139,9 @@ func describe(st apply.Status) string {
 }
 
 // reason is an error as it is reported.
-func (s *site) reason(err error) string {
+func (s *site) reason(a plan.Action, err error) string {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Sprintf("it took longer than %s", s.o.Timing.ActionLimit)
+		return fmt.Sprintf("it took longer than %s", s.limit(a))
 	}
 	return err.Error()
 }
@@ -139,7 +163,7 @@ func (s *site) failed(a plan.Action, v plan.Verb, msg string, now time.Time) {
 		Time("again", f.Until).Msg("action did not succeed")
 }
 
-// apply brings a release to the cluster, or brings it back (Repair).
+// apply brings a release to the cluster, or brings it back (Repair, Rollback), or deletes what was held back (Prune).
 func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 	b, failed := s.bundle(a)
 	if failed != nil {
@@ -147,17 +171,22 @@ func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 	}
 	d := deployment(a, b)
 	var before []bundlefmt.Ref
-	err := s.intend(ctx, a, d, &before)
+	err := s.intend(ctx, a, &d, &before)
 	if err != nil {
 		return func(now time.Time) {
-			if !s.stopping(err) {
-				s.applyFailed(a, s.reason(err), now)
+			if !s.stopping(err) && !superseded(ctx) {
+				s.applyFailed(a, err, now)
 			}
 		}
 	}
 	res, err := s.a.applier.Apply(ctx, d, before)
 	if err == nil {
 		err = res.Err()
+	}
+	if superseded(ctx) && err != nil {
+		return func(time.Time) {
+			s.log.Info().Str("deployment", a.Deployment).Stringer("serial", a.Release.Serial).Msg("apply ended early: a newer order came")
+		}
 	}
 	st, cerr := s.a.applier.Check(ctx, d)
 	return func(now time.Time) {
@@ -175,24 +204,36 @@ func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 	}
 }
 
+func superseded(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errSuperseded) }
+
+// moves: the action brings another release to the cluster.
+func moves(v plan.Verb) bool { return v == plan.Apply || v == plan.Rollback }
+
 // intend writes down everything that the apply may create, together with what is there already, before anything is
 // created: after a power cut in the middle all of it is still known, and pruned when it is not wanted.
-func (s *site) intend(ctx context.Context, a plan.Action, d apply.Deployment, before *[]bundlefmt.Ref) error {
+func (s *site) intend(ctx context.Context, a plan.Action, d *apply.Deployment, before *[]bundlefmt.Ref) error {
 	var will []bundlefmt.Ref
-	if a.Verb == plan.Apply {
+	if moves(a.Verb) {
 		var err error
-		if will, err = s.a.applier.Inventory(ctx, d); err != nil {
+		if will, err = s.a.applier.Inventory(ctx, *d); err != nil {
 			return err
 		}
 	}
 	return s.ask(func() error {
-		s.localFor(a.Deployment).Changed = time.Time{}
+		l := s.localFor(a.Deployment)
+		l.Changed = time.Time{}
 		r := s.records[a.Deployment]
 		r.Name = a.Deployment
-		if a.Verb == plan.Apply {
+		d.Was = r.Objects
+		if moves(a.Verb) {
+			d.Operation = operation(a.Verb, r)
 			rel := store.Release(a.Release)
+			if o := r.Applying; o == nil || o.Serial != rel.Serial || o.Digest != rel.Digest {
+				r.Waited, l.Trial = 0, plan.Trial{}
+			}
 			r.Applying, r.Removing = &rel, false
 			r.Refs = union(r.Refs, will)
+			r.Linked = a.Verb == plan.Apply && s.link.up && s.o.LinkTimeout > 0 && rel.Policy.Rollback
 		}
 		*before = r.Refs
 		if err := s.put(r); err != nil {
@@ -200,6 +241,17 @@ func (s *site) intend(ctx context.Context, a plan.Action, d apply.Deployment, be
 		}
 		return nil
 	})
+}
+
+// operation decides which hooks run. A first installation that did not succeed is still one.
+func operation(v plan.Verb, r store.Record) apply.Operation {
+	switch {
+	case v == plan.Rollback:
+		return apply.Rollback
+	case r.Applied == nil:
+		return apply.Install
+	}
+	return apply.Upgrade
 }
 
 // union keeps the order of a and adds what only b has. The version of an object is no part of what it is; the newer is kept.
@@ -233,8 +285,11 @@ func (s *site) applied(a plan.Action, res apply.Result, err error, now time.Time
 		err = s.settle(a, res)
 	}
 	if err != nil {
-		s.applyFailed(a, s.reason(err), now)
+		s.applyFailed(a, err, now)
 		return
+	}
+	if moves(a.Verb) {
+		l.Health, l.applied, l.Trial = nil, now, plan.Trial{}
 	}
 	s.a.metrics.applies.WithLabelValues("ok").Inc()
 	l.Failed = nil
@@ -253,12 +308,26 @@ func (s *site) applied(a plan.Action, res apply.Result, err error, now time.Time
 func (s *site) settle(a plan.Action, res apply.Result) error {
 	r := s.records[a.Deployment]
 	r.Name, r.Refs = a.Deployment, res.Inventory
-	if a.Verb == plan.Apply {
-		if r.Applied != nil && r.Applied.Digest != a.Release.Digest {
-			r.Previous = r.Applied
-		}
+	if moves(a.Verb) {
 		rel := store.Release(a.Release)
-		r.Applied, r.Applying = &rel, nil
+		changed := r.Applied == nil || r.Applied.Digest != rel.Digest
+		switch {
+		case a.Verb == plan.Rollback:
+			r.Good = true
+			if r.Previous != nil && r.Previous.Digest == rel.Digest {
+				r.Previous = nil
+			}
+		case changed && r.Good:
+			r.Previous, r.Good = r.Applied, false
+		case changed:
+			r.Good = false
+		}
+		r.Applied, r.Applying, r.Waited = &rel, nil, 0
+	}
+	if r.Pruning = ""; res.Held != nil {
+		r.Pruning = res.Held.Message
+	} else {
+		r.Objects = res.Total
 	}
 	if err := s.put(r); err != nil {
 		return fmt.Errorf("applied, but it could not be written down: %w", err)
@@ -266,37 +335,94 @@ func (s *site) settle(a plan.Action, res apply.Result) error {
 	return nil
 }
 
-func (s *site) applyFailed(a plan.Action, msg string, now time.Time) {
+func (s *site) applyFailed(a plan.Action, err error, now time.Time) {
 	s.a.metrics.applies.WithLabelValues("error").Inc()
-	s.failed(a, a.Verb, msg, now)
+	if a.Verb == plan.Apply {
+		l := s.localFor(a.Deployment)
+		if errors.Is(err, apply.ErrUnavailable) { // says nothing about the release
+			l.Trial.Looked = time.Time{}
+		} else {
+			l.Trial = l.Trial.Look(now)
+			if r := s.records[a.Deployment]; r.Name != "" && l.Trial.Waited >= r.Waited+s.readyTimeout(a.Release.Policy)/10 {
+				r.Waited = l.Trial.Waited
+				if perr := s.put(r); perr != nil {
+					s.log.Error().Err(perr).Str("deployment", a.Deployment).Msg("keep how the release does")
+				}
+			}
+		}
+	}
+	s.failed(a, a.Verb, s.reason(a, err), now)
 }
 
 // adopt notes an order that asks for no change on the cluster.
 func (s *site) adopt(a plan.Action, now time.Time) {
 	r := s.records[a.Deployment]
 	rel := store.Release(a.Release)
-	r.Applied = &rel
-	if err := s.put(r); err != nil {
-		s.log.Error().Err(err).Str("deployment", a.Deployment).Msg("keep release")
-		// In memory it counts: an unwritten serial costs no more than noting it again.
-		s.records[r.Name] = r
-		s.localFor(r.Name).follow(r)
+	if !r.Good && r.Applied != nil && r.Applied.Serial != rel.Serial { // somebody wants it tried once more
+		r.Waited, s.localFor(a.Deployment).Trial = 0, plan.Trial{}
 	}
+	r.Applied = &rel
+	s.note(r, "keep release")
 	s.say.soon(now, 0)
 }
 
+// giveUp notes that a release failed. It is not tried again, after a restart either.
+func (s *site) giveUp(a plan.Action, now time.Time) {
+	r := s.records[a.Deployment]
+	r.Rejected = &store.Rejected{Serial: a.Release.Serial, Digest: a.Release.Digest, Reason: a.Message}
+	r.Linked = false
+	s.note(r, "keep that a release failed")
+	s.log.Warn().Str("deployment", a.Deployment).Stringer("serial", a.Release.Serial).Str("why", a.Message).Msg("release is given up")
+	s.event(bundlefmt.Event{At: now, Deployment: a.Deployment, Serial: a.Release.Serial, State: bundlefmt.ErrApplied, Message: "release is given up: " + a.Message})
+}
+
+// note writes a record whose loss costs no more than finding the same out again: in memory it counts in any case.
+func (s *site) note(r store.Record, what string) {
+	if err := s.put(r); err != nil {
+		s.log.Error().Err(err).Str("deployment", r.Name).Msg(what)
+		s.records[r.Name] = r
+		s.localFor(r.Name).follow(r)
+	}
+}
+
+// proveLink ends the time in which the loss of the link counts against a release: a connection was made, or has lasted, since.
+func (s *site) proveLink(now time.Time) {
+	if !s.link.up {
+		return
+	}
+	for name, r := range s.records {
+		l := s.local[name]
+		if r.Linked && !l.Busy && (s.link.since.After(l.applied) || !now.Before(l.applied.Add(s.o.LinkTimeout))) {
+			r.Linked = false
+			s.note(r, "keep that the link is there")
+		}
+	}
+}
+
 func (s *site) remove(ctx context.Context, a plan.Action) func(time.Time) {
+	d := apply.Deployment{Name: a.Deployment}
 	var refs []bundlefmt.Ref
+	var keys store.Keys
 	err := s.ask(func() error {
 		s.localFor(a.Deployment).Changed = time.Time{}
 		r := s.records[a.Deployment]
-		refs = r.Refs
+		refs, keys = r.Refs, s.keys()
+		if rel := cmp.Or(r.Applied, r.Applying); rel != nil {
+			d.Serial, d.Policy = rel.Serial, rel.Policy
+			if b, err := s.store.Bundle(rel.Digest, keys); err == nil { // for the hooks of its removal; it goes on without them
+				d.Objects, d.Handling = b.Objects(), b.Handling()
+			}
+		}
 		r.Name, r.Removing = a.Deployment, true
 		return s.put(r)
 	})
 	var res apply.Removed
 	if err == nil {
-		res, err = s.a.applier.Remove(ctx, apply.Deployment{Name: a.Deployment}, refs, a.Keep)
+		res, err = s.a.applier.Remove(ctx, d, refs, a.Keep)
+	}
+	if err == nil && len(res.Remaining) == 0 && s.o.Namespace != "" {
+		// Before the one on disk: a record that stays on the cluster would come back when the disk is lost.
+		err = s.a.applier.DeleteRecord(ctx, a.Deployment)
 	}
 	return func(now time.Time) {
 		if s.stopping(err) {
@@ -310,10 +436,13 @@ func (s *site) removed(a plan.Action, res apply.Removed, err error, now time.Tim
 	for _, f := range res.Kept {
 		s.log.Info().Str("deployment", a.Deployment).Stringer("object", f.Ref).Str("why", f.Message).Msg("object stays")
 	}
+	if res.Note != "" {
+		s.log.Warn().Str("deployment", a.Deployment).Str("why", res.Note).Msg("removal leaves something out")
+	}
 	r := s.records[a.Deployment]
 	switch {
 	case err != nil:
-		s.failed(a, plan.Remove, "removal did not succeed: "+s.reason(err), now)
+		s.failed(a, plan.Remove, "removal did not succeed: "+s.reason(a, err), now)
 		return
 	case len(res.Remaining) > 0:
 		r.Refs = res.Refs()

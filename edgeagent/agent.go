@@ -96,6 +96,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.serve(ctx, s) })
 	wg.Go(func() { a.watch(ctx, s) })
+	wg.Go(func() { a.watchLocks(ctx, s) })
 	wg.Go(func() { a.link(ctx, s) })
 	s.run(ctx)
 	wg.Wait()

@@ -21,8 +21,17 @@ type Options struct {
 	Cluster    string        // name to enrol under: a DNS label
 	Kubernetes *rest.Config  // the site's own API server
 	Prefix     topics.Prefix // empty: topics.Default
-	Namespace  string        // the agent's own, inside the cluster; for the log
+	Namespace  string        // the agent's own, inside the cluster: its records, locks and service accounts; empty: none of these
 	Version    string        // of this agent, as reported
+
+	// IdentitySecret names a Secret in Namespace in which the identity, private key and all, is kept as well: a lost disk then
+	// needs no new enrolment. Empty: it is only on disk.
+	IdentitySecret string
+
+	Zone         *time.Location // for windows that name none; nil: time.Local
+	ReadyTimeout time.Duration  // of releases that name none; 0: 10 min
+	RemovalShare int            // percent of the deployments; a document that removes more (and at least three) has to be confirmed. 0: 50
+	LinkTimeout  time.Duration  // a release with a way back after which the link stays away for so long is given up; 0: never
 
 	KeepAlive     time.Duration // of the MQTT connection; 0: 60 s
 	MetricsListen string        // "127.0.0.1:0" picks a port, see Addr; empty: no listener
@@ -43,6 +52,7 @@ type Timing struct {
 	ActionLimit  time.Duration // one apply, check or removal may take this long; 5 min
 	RetryMin     time.Duration // first back-off of a failed action; 2 s
 	RetryMax     time.Duration // last; 5 min
+	Locks        time.Duration // lock files are looked for this often; 5 s
 	EnrollAnswer time.Duration // how long the hub may take to answer an enrolment; 1 min
 }
 
@@ -60,6 +70,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.ActionLimit, 5 * time.Minute},
 		{&t.RetryMin, 2 * time.Second},
 		{&t.RetryMax, 5 * time.Minute},
+		{&t.Locks, 5 * time.Second},
 		{&t.EnrollAnswer, time.Minute},
 	} {
 		if *f.at <= 0 {
@@ -75,6 +86,10 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("data directory is not set: give --data-dir")
 	case o.Kubernetes == nil:
 		return o, fmt.Errorf("no way to the site's API server: give --kubeconfig, or run inside the cluster")
+	case o.RemovalShare < 0 || o.RemovalShare > 100:
+		return o, fmt.Errorf("removal share %d is no percentage: give --removal-share between 1 and 100", o.RemovalShare)
+	case o.IdentitySecret != "" && o.Namespace == "":
+		return o, fmt.Errorf("identity secret %q: give --namespace as well", o.IdentitySecret)
 	case o.Cluster != "" && !bundlefmt.ValidName(o.Cluster):
 		return o, fmt.Errorf("cluster name %q is not a DNS label (a-z, 0-9, dashes; at most 63): give --cluster-name", o.Cluster)
 	}
@@ -88,6 +103,12 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.KeepAlive <= 0 {
 		o.KeepAlive = time.Minute
+	}
+	if o.Zone == nil {
+		o.Zone = time.Local
+	}
+	if o.ReadyTimeout <= 0 {
+		o.ReadyTimeout = 10 * time.Minute
 	}
 	if o.Version == "" {
 		o.Version = "dev"

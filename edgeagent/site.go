@@ -49,6 +49,11 @@ type site struct {
 
 	again bool // waiting is being looked at
 
+	windows   []plan.Window // of desired
+	windowsOf *bundlefmt.Desired
+	locks     locks
+	mirror    mirror
+
 	records map[string]store.Record
 	local   map[string]*local
 	onDisk  map[bundlefmt.Digest]bool
@@ -73,7 +78,12 @@ type local struct {
 	status   *apply.Status
 	errors   []apply.Finding // why the last apply did not succeed
 	standing standing
+	cancel   context.CancelCauseFunc // of the action under way
+	applied  time.Time               // when a release was brought to the cluster by this process
 }
+
+// errSuperseded ends an apply between two objects: a newer order came.
+var errSuperseded = errors.New("superseded by a newer order")
 
 type standing struct {
 	state   bundlefmt.State
@@ -95,6 +105,7 @@ func newSite(a *Agent) (*site, error) {
 		began:   time.Now(),
 	}
 	s.say.init()
+	s.mirror.read = a.o.Namespace == ""
 	var err error
 	if s.records, err = s.store.Records(); err != nil {
 		return nil, fmt.Errorf("read data directory: %w", err)
@@ -127,6 +138,7 @@ func (s *site) localOf(r store.Record) *local {
 	l.Jitter = rand.Float64() //nolint:gosec // spreads load, keeps no secret
 	l.Last, l.Note = r.State, r.Message
 	l.standing = standing{r.State, r.Message, r.Since}
+	l.Trial.Waited = r.Waited
 	l.follow(r)
 	return l
 }
@@ -141,6 +153,8 @@ func (l *local) follow(r store.Record) {
 		return &p
 	}
 	l.Applied, l.Begun, l.Leaving = conv(r.Applied), conv(r.Applying), r.Removing
+	l.Good, l.Previous, l.Pruning, l.Linked = r.Good, conv(r.Previous), r.Pruning, r.Linked
+	l.Rejected = (*plan.Rejected)(r.Rejected)
 }
 
 // identify takes an identity and whatever documents it makes readable.
@@ -293,6 +307,8 @@ func (s *site) step(now time.Time) time.Time {
 			next = t
 		}
 	}
+	sooner(s.lookForLocks(now))
+	s.proveLink(now)
 	actions := plan.Next(s.state(), now)
 	wanted := map[bundlefmt.Digest]bool{}
 	var todo []plan.Action
@@ -304,6 +320,13 @@ func (s *site) step(now time.Time) time.Time {
 			continue
 		case plan.Wait:
 			sooner(a.Until)
+			if l := s.local[a.Deployment]; a.Cancel && l != nil && l.cancel != nil {
+				l.cancel(errSuperseded)
+			}
+		case plan.GiveUp:
+			s.giveUp(a, now)
+			sooner(now)
+			continue
 		case plan.Adopt:
 			s.adopt(a, now)
 			sooner(now)
@@ -321,15 +344,25 @@ func (s *site) step(now time.Time) time.Time {
 	}
 	sooner(s.retry)
 	sooner(s.lookAround(now))
+	sooner(s.keepRecords(now))
 	sooner(s.report(now))
 	return next
 }
 
 func (s *site) state() plan.State {
 	t := s.o.Timing
+	if s.windowsOf != s.desired {
+		s.windows, s.windowsOf = nil, s.desired
+		if s.desired != nil {
+			s.windows = plan.ReadWindows(s.desired.Windows, s.o.Zone, time.LoadLocation)
+		}
+	}
 	st := plan.State{
 		Desired: s.desired, Local: make(map[string]plan.Local, len(s.records)), OnDisk: s.onDisk, Bad: s.bad,
-		Pace: plan.Pace{Recheck: t.Recheck, NotReady: t.NotReady, Settle: t.Settle},
+		Pace:    plan.Pace{Recheck: t.Recheck, NotReady: t.NotReady, Settle: t.Settle},
+		Windows: s.windows, Locks: s.locks.all(), Unread: !s.mirror.read,
+		ReadyTimeout: s.o.ReadyTimeout, RemovalShare: s.o.RemovalShare,
+		Link: plan.Link{Up: s.link.up, Since: s.link.since}, LinkTimeout: s.o.LinkTimeout,
 	}
 	for name := range s.records {
 		st.Local[name] = s.local[name].Local
@@ -358,18 +391,40 @@ func (s *site) begin(todo []plan.Action, now time.Time) {
 		}
 		l := s.localFor(a.Deployment)
 		l.Busy, l.started = true, now
+		ctx, cancel := context.WithCancelCause(s.ctx)
+		if a.Verb == plan.Apply || a.Verb == plan.Rollback {
+			rel := a.Release
+			l.Doing, l.cancel = &rel, cancel
+		}
 		s.running++
 		s.spawn(func() {
-			ctx, cancel := context.WithTimeout(s.ctx, s.o.Timing.ActionLimit)
-			defer cancel()
+			defer cancel(nil)
+			ctx, stop := context.WithTimeout(ctx, s.limit(a))
+			defer stop()
 			done := s.act(ctx, a)
 			s.post(func() {
-				l.Busy = false
+				l.Busy, l.Doing, l.cancel = false, nil, nil
 				s.running--
 				done(time.Now())
 			})
 		})
 	}
+}
+
+// limit bounds an action. Hooks of a release may take as long as the release may take to become ready.
+func (s *site) limit(a plan.Action) time.Duration {
+	limit := s.o.Timing.ActionLimit
+	if a.Verb == plan.Apply || a.Verb == plan.Rollback {
+		limit = max(limit, s.readyTimeout(a.Release.Policy))
+	}
+	return limit
+}
+
+func (s *site) readyTimeout(p bundlefmt.Policy) time.Duration {
+	if p.ReadyTimeoutSecond > 0 {
+		return time.Duration(p.ReadyTimeoutSecond) * time.Second
+	}
+	return s.o.ReadyTimeout
 }
 
 func (s *site) localFor(name string) *local {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/edgeagent/plan"
 	"shoal.dev/shoal/edgeagent/store"
 )
 
@@ -27,6 +28,8 @@ type Status struct {
 	Heard     time.Time `json:"heard,omitzero"` // last byte from the hub
 	LinkError string    `json:"linkError,omitempty"`
 
+	Locks []LockStatus `json:"locks,omitempty"` // that hold changes now
+
 	Damaged int64 `json:"damaged,omitempty"` // files in the data directory
 	bundlefmt.Reported
 }
@@ -36,6 +39,7 @@ func (s *site) status(now time.Time) Status {
 		At: now, Agent: s.o.Version, Workspace: s.id.Workspace, Cluster: s.id.Cluster, Hub: s.id.URL,
 		Connected: s.link.up, Since: s.link.since, LinkError: s.link.err, Damaged: s.store.Damaged(), Reported: s.reported(now),
 	}
+	st.Locks = append(lockStatus(s.locks.files, false, now), lockStatus(s.locks.leases, true, now)...)
 	if s.link.client != nil {
 		st.Heard = s.link.client.Heard()
 	}
@@ -71,6 +75,15 @@ func ReadStatus(dir string) (Status, error) {
 		if out, err = recorded(st); err != nil {
 			return Status{}, fmt.Errorf("read data directory: %w", err)
 		}
+	}
+	now := time.Now()
+	out.Locks = slices.DeleteFunc(out.Locks, func(l LockStatus) bool { return !l.Lease || !now.Before(l.Ends) })
+	files, err := st.Locks() // what is true now, not when the agent looked last
+	if err != nil {
+		return Status{}, err
+	}
+	for _, f := range files {
+		out.Locks = append(out.Locks, lockStatus([]plan.Lock{plan.Lock(f)}, false, now)...)
 	}
 	out.Running = st.Running()
 	if !out.Running {

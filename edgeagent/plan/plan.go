@@ -110,12 +110,13 @@ func (l Local) whole() bool { return l.Applied != nil && l.Begun == nil && !l.Le
 
 // Health is the outcome of a check.
 type Health struct {
-	At       time.Time
-	Modified int       // objects that were changed or are missing
-	NotReady int       // objects that are not ready
-	Failed   bool      // one of them never will be
-	Since    time.Time // of NotReady; zero when all are ready
-	Message  string
+	At         time.Time
+	Modified   int       // objects that were changed or are missing
+	SiteValues int       // of Modified: they differ only in what the site itself fills in, which has changed
+	NotReady   int       // objects that are not ready
+	Failed     bool      // one of them never will be
+	Since      time.Time // of NotReady; zero when all are ready
+	Message    string
 }
 
 // Failure is an action that ended badly, or has to be repeated.
@@ -461,7 +462,10 @@ func (x step) stay(want Release) []Action {
 	if !x.now.Before(due) {
 		return []Action{x.act(Check, want, st, msg)}
 	}
-	if x.l.Health.Modified == 0 || !want.Policy.CorrectDrift || want.Policy.Paused || x.held {
+	// New values of the site are no drift: they are wanted. With drift beside them that is not to be corrected, they wait.
+	h := x.l.Health
+	repair := h.Modified > 0 && (want.Policy.CorrectDrift || h.SiteValues == h.Modified)
+	if !repair || want.Policy.Paused || x.held {
 		return []Action{x.wait(due, st, msg)}
 	}
 	if after := x.l.Repairs.after(); x.now.Before(after) {

@@ -271,6 +271,8 @@ func local(t *testing.T, f []string) Local {
 					l.Health.Modified, _ = strconv.Atoi(n)
 				case k == "notready":
 					l.Health.NotReady, _ = strconv.Atoi(n)
+				case k == "sitevalues":
+					l.Health.SiteValues = number(n)
 				case k == "failed":
 					l.Health.Failed, l.Health.Message = true, "it said so"
 				case k == "since":

@@ -24,7 +24,14 @@ type Record struct {
 	Applied  *Release `json:"applied,omitempty"`  // the last release that was applied in full
 	Applying *Release `json:"applying,omitempty"` // a release whose apply has begun and not ended
 	Removing bool     `json:"removing,omitempty"` // its removal has begun and not ended
-	Previous *Release `json:"previous,omitempty"` // what was applied in full before Applied: the way back
+	Good     bool     `json:"good,omitempty"`     // Applied has been ready
+	Previous *Release `json:"previous,omitempty"` // the last release before Applied that was ready: the way back
+
+	Rejected *Rejected     `json:"rejected,omitempty"` // the release that was given up last; not tried again
+	Waited   time.Duration `json:"waited,omitempty"`   // for how long Applying, or else Applied, was seen not to be ready
+	Linked   bool          `json:"linked,omitempty"`   // there was a link when the last apply began, and none was seen since
+	Pruning  string        `json:"pruning,omitempty"`  // why Applied's prune is held
+	Objects  int           `json:"objects,omitempty"`  // of Applied
 
 	// Refs is every object that Applied has and that Applying may have made. It is written before an apply touches the
 	// cluster: an object that is not in here would never be pruned.
@@ -33,6 +40,13 @@ type Record struct {
 	State   bundlefmt.State `json:"state,omitempty"`
 	Since   time.Time       `json:"since,omitzero"`
 	Message string          `json:"message,omitempty"`
+}
+
+// Rejected is a release that was given up, and why.
+type Rejected struct {
+	Serial bundlefmt.Serial `json:"serial"`
+	Digest bundlefmt.Digest `json:"digest"`
+	Reason string           `json:"reason"`
 }
 
 // Records are all deployments known here; a damaged one is set aside and left out.

@@ -59,7 +59,7 @@ func Open(dir string, log zerolog.Logger) (*Store, error) {
 }
 
 func (s *Store) prepare() error {
-	for _, d := range []string{recordsDir, bundlesDir, damagedDir} {
+	for _, d := range []string{recordsDir, bundlesDir, locksDir, damagedDir} {
 		info, err := os.Lstat(s.path(d))
 		if err == nil && !info.IsDir() {
 			if err := os.Rename(s.path(d), s.path(fmt.Sprintf("%s.%d", d, time.Now().UnixNano()))); err != nil {

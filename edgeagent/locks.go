@@ -1,0 +1,106 @@
+package edgeagent
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"shoal.dev/shoal/edgeagent/apply"
+	"shoal.dev/shoal/edgeagent/plan"
+)
+
+// locks are the site's own say: files in the data directory, and Leases in the agent's namespace.
+type locks struct {
+	files  []plan.Lock
+	leases []plan.Lock
+	due    time.Time // when to look for files again
+	failed bool
+}
+
+func (l *locks) all() []plan.Lock { return slices.Concat(l.files, l.leases) }
+
+// lookForLocks reads the lock files when that is due. With files that cannot be listed the last ones known hold.
+func (s *site) lookForLocks(now time.Time) time.Time {
+	l := &s.locks
+	if now.Before(l.due) {
+		return l.due
+	}
+	l.due = now.Add(s.o.Timing.Locks)
+	list, err := s.store.Locks()
+	if err != nil {
+		if !l.failed {
+			s.log.Error().Err(err).Msg("look for lock files")
+		}
+		l.failed = true
+		return l.due
+	}
+	l.failed = false
+	files := make([]plan.Lock, 0, len(list))
+	for _, f := range list {
+		k := plan.Lock(f)
+		if k.Since.After(now) { // the clock was set back since
+			k.Since = now
+		}
+		files = append(files, k)
+	}
+	s.saySoonIf(!slices.EqualFunc(files, l.files, func(a, b plan.Lock) bool { return a.Name == b.Name && a.Reason == b.Reason && a.End().Equal(b.End()) }))
+	l.files = files
+	return l.due
+}
+
+func (s *site) saySoonIf(changed bool) {
+	if changed {
+		s.say.soon(time.Now(), 0)
+	}
+}
+
+// watchLocks tells the site of Leases until ctx ends.
+func (a *Agent) watchLocks(ctx context.Context, s *site) {
+	if a.o.Namespace == "" {
+		return
+	}
+	for n := 1; ctx.Err() == nil; n++ {
+		began := time.Now()
+		err := a.applier.WatchLocks(ctx, func(list []apply.Lock) {
+			leases := make([]plan.Lock, 0, len(list))
+			for _, l := range list {
+				leases = append(leases, plan.Lock(l))
+			}
+			s.post(func() {
+				s.locks.leases = leases
+				s.say.soon(time.Now(), 0)
+			})
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			n = 1
+		}
+		if n > 1 { // once is the ordinary end of a watch
+			a.log.Warn().Err(err).Msg("locks on the cluster are not seen, trying again")
+		}
+		if !pause(ctx, s.backoff(n)) {
+			return
+		}
+	}
+}
+
+// LockStatus is a lock as "shoal-agent status" shows it.
+type LockStatus struct {
+	Name   string    `json:"name"`
+	Holder string    `json:"holder,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+	Ends   time.Time `json:"ends"`
+	Lease  bool      `json:"lease,omitempty"` // a Lease on the cluster; else a file
+}
+
+func lockStatus(list []plan.Lock, lease bool, now time.Time) []LockStatus {
+	var out []LockStatus
+	for _, l := range list {
+		if l.Held(now) {
+			out = append(out, LockStatus{Name: l.Name, Holder: l.Holder, Reason: l.Reason, Ends: l.End(), Lease: lease})
+		}
+	}
+	return out
+}

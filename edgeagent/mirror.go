@@ -1,0 +1,153 @@
+package edgeagent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/edgeagent/apply"
+	"shoal.dev/shoal/edgeagent/store"
+)
+
+// mirror is what the cluster itself has on record of the deployments, for the day on which the disk is lost: the objects of
+// each, which release that is, and the way back. Without it a new disk would know of nothing that runs; nothing would be
+// deleted by that, but nothing that is no longer wanted would be found either.
+type mirror struct {
+	read    bool                        // it was read once; before, nobody knows what runs that is not on disk
+	has     map[string]bundlefmt.Digest // of what it holds, by deployment
+	due     time.Time                   // when it is read again: somebody may have deleted from it
+	retry   time.Time
+	tries   int
+	running bool
+}
+
+// mirrored is a record on the cluster.
+type mirrored struct {
+	Workspace string `json:"workspace"`
+	Cluster   string `json:"cluster"`
+	store.Record
+}
+
+// mirrorOf leaves out what changes often and means nothing to a new disk.
+func (s *site) mirrorOf(r store.Record) ([]byte, error) {
+	r.State, r.Since, r.Message, r.Waited, r.Linked = "", time.Time{}, "", 0, false
+	return json.Marshal(mirrored{s.id.Workspace, s.id.Cluster, r})
+}
+
+// keepRecords brings the cluster's records up to date, one request at a time. It says when it wants to be asked again.
+func (s *site) keepRecords(now time.Time) time.Time {
+	m := &s.mirror
+	switch {
+	case s.o.Namespace == "" || !s.id.Enrolled() || m.running:
+		return time.Time{}
+	case now.Before(m.retry):
+		return m.retry
+	case !m.read || !now.Before(m.due):
+		s.mirrorAct(func(ctx context.Context) (func(time.Time), error) {
+			have, err := s.a.applier.Records(ctx)
+			return func(now time.Time) { s.mirrorRead(have, now) }, err
+		})
+		return time.Time{}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.records)) {
+		r := s.records[name]
+		if l := s.local[name]; r.Removing || l.Doing != nil { // it changes in a moment, or goes
+			continue
+		}
+		b, err := s.mirrorOf(r)
+		if err != nil || m.has[name] == bundlefmt.Sum(b) {
+			continue
+		}
+		s.mirrorAct(func(ctx context.Context) (func(time.Time), error) {
+			err := s.a.applier.PutRecord(ctx, name, b)
+			return func(time.Time) { m.has[name] = bundlefmt.Sum(b) }, err
+		})
+		return time.Time{}
+	}
+	for name := range m.has {
+		if _, ok := s.records[name]; ok {
+			continue
+		}
+		s.mirrorAct(func(ctx context.Context) (func(time.Time), error) {
+			err := s.a.applier.DeleteRecord(ctx, name)
+			return func(time.Time) { delete(m.has, name) }, err
+		})
+		return time.Time{}
+	}
+	return m.due
+}
+
+// mirrorAct does one thing beside the loop and takes its outcome over.
+func (s *site) mirrorAct(f func(context.Context) (func(time.Time), error)) {
+	m := &s.mirror
+	m.running = true
+	s.spawn(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, s.o.Timing.ActionLimit)
+		defer cancel()
+		done, err := f(ctx)
+		s.post(func() {
+			now := time.Now()
+			m.running = false
+			if err == nil {
+				m.tries, m.retry = 0, time.Time{}
+				done(now)
+				return
+			}
+			if s.ctx.Err() != nil {
+				return
+			}
+			if m.tries++; m.tries == 1 {
+				s.log.Warn().Err(err).Msg("keep records on the cluster; they are needed only when this disk is lost")
+			}
+			m.retry = now.Add(s.backoff(m.tries))
+			if !m.read && !errors.Is(err, apply.ErrUnavailable) { // an agent that may not read them must do without
+				m.read, m.has, m.due = true, map[string]bundlefmt.Digest{}, now.Add(s.o.Timing.Recheck)
+			}
+		})
+	})
+}
+
+// mirrorRead takes over what the cluster has on record: at the start, whatever the disk lacks; later nothing, because the disk knows better.
+func (s *site) mirrorRead(have map[string][]byte, now time.Time) {
+	m := &s.mirror
+	first := !m.read
+	m.read, m.due, m.has = true, now.Add(s.o.Timing.Recheck), map[string]bundlefmt.Digest{}
+	for name, b := range have {
+		m.has[name] = bundlefmt.Sum(b)
+		if _, known := s.records[name]; first && !known {
+			s.restore(name, b)
+		}
+	}
+}
+
+// restore makes a record on disk of one on the cluster.
+func (s *site) restore(name string, b []byte) {
+	var r mirrored
+	log := s.log.With().Str("deployment", name).Logger()
+	err := json.Unmarshal(b, &r)
+	switch {
+	case err != nil || r.Name != name || !bundlefmt.ValidName(name):
+		log.Warn().Err(err).Msg("record on the cluster cannot be read and is left out")
+		return
+	case r.Workspace != s.id.Workspace || r.Cluster != s.id.Cluster:
+		log.Warn().Str("was", r.Workspace+"/"+r.Cluster).Msg("the cluster has a record of a deployment from when it was another member of the fleet: its objects are left alone")
+		return
+	}
+	if err := s.put(r.Record); err != nil {
+		log.Error().Err(err).Msg("keep record")
+		s.records[name] = r.Record
+		s.localFor(name).follow(r.Record)
+	}
+	l := s.localFor(name)
+	l.Last = ""
+	if r.Applied != nil {
+		s.floor.Desired = max(s.floor.Desired, r.Applied.Serial)
+	}
+	log.Warn().Int("objects", len(r.Refs)).Msg("record was not on this disk and is taken over from the cluster: nothing is changed by that")
+	s.survey(false)
+	s.say.soon(time.Now(), 0)
+}
