@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -16,7 +17,8 @@ import (
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
 	"helm.sh/helm/v3/pkg/ignore"
-	"helm.sh/helm/v3/pkg/releaseutil"
+
+	"shoal.dev/shoal/bundlefmt"
 )
 
 // This is the only file that knows Helm: another major version of it is a change here.
@@ -24,25 +26,21 @@ import (
 // DefaultAPIVersions are what charts see in .Capabilities.APIVersions when a cluster's are not known: Kubernetes' own.
 func DefaultAPIVersions() []string { return slices.Clone(chartutil.DefaultVersionSet) }
 
-// helm renders the chart in files and adds its objects.
-func (r *rendering) helm(files map[string][]byte) error {
-	c, err := loadChart(files)
+// helm renders the chart that key stands for and adds its objects.
+func (r *rendering) helm(key string, files func() map[string][]byte) error {
+	l, err := r.sources.chart(key, func() (*loaded, error) { return load(files()) })
 	if err != nil {
 		return err
 	}
-	if err := checkChart(c); err != nil {
-		return fmt.Errorf("chart %s: %w", c.Name(), err)
-	}
-	if !r.skipSchema() {
-		if err := checkSchemas(c); err != nil {
-			return fmt.Errorf("chart %s: %w", c.Name(), err)
-		}
+	c := fresh(l.chart)
+	if l.foreignSchema != nil && !r.skipSchema() {
+		return fmt.Errorf("chart %s: %w", c.Name(), l.foreignSchema)
 	}
 	rendered, err := r.template(c)
 	if err != nil {
 		return fmt.Errorf("render chart %s: %s", c.Name(), helmMessage(err))
 	}
-	r.noteFunctions(c)
+	r.noteFunctions(c, l.functions)
 	if h := r.in.Options.Helm; h != nil && len(h.ValuesFrom) > 0 && !r.trying {
 		texts := map[string]string{}
 		templates(c, texts)
@@ -58,6 +56,54 @@ func (r *rendering) helm(files map[string][]byte) error {
 		}
 	}
 	return r.addRendered(rendered)
+}
+
+// loaded is a chart as it is in the bundle, and what is known of it before it is rendered. It is shared by renderings.
+type loaded struct {
+	chart         *chart.Chart
+	foreignSchema error                    // a schema refers to something outside of it
+	functions     map[*chart.File][]string // what templates use that does here something else than their authors expect
+}
+
+func load(files map[string][]byte) (*loaded, error) {
+	c, err := loadChart(files)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkChart(c); err != nil {
+		return nil, fmt.Errorf("chart %s: %w", c.Name(), err)
+	}
+	l := &loaded{chart: c, foreignSchema: checkSchemas(c), functions: map[*chart.File][]string{}}
+	l.findFunctions(c)
+	return l, nil
+}
+
+// fresh copies what Helm changes when it renders: the dependencies it takes out or renames, the values it imports from them,
+// and the entries of Chart.yaml about them. Texts and default values are shared; Helm copies the latter.
+func fresh(c *chart.Chart) *chart.Chart {
+	out, meta := *c, *c.Metadata
+	out.Metadata = &meta
+	if meta.Dependencies != nil {
+		meta.Dependencies = make([]*chart.Dependency, len(c.Metadata.Dependencies))
+		for i, d := range c.Metadata.Dependencies {
+			if d == nil {
+				continue
+			}
+			copied := *d
+			copied.ImportValues = slices.Clone(d.ImportValues)
+			for j, v := range copied.ImportValues {
+				if m, ok := v.(map[string]any); ok {
+					copied.ImportValues[j] = maps.Clone(m)
+				}
+			}
+			meta.Dependencies[i] = &copied
+		}
+	}
+	out.SetDependencies()
+	for _, d := range c.Dependencies() {
+		out.AddDependency(fresh(d))
+	}
+	return &out
 }
 
 // loadChart loads a chart as Helm loads a directory: .helmignore holds, byte order marks are dropped.
@@ -282,50 +328,64 @@ func (r *rendering) addRendered(rendered map[string]string) error {
 			delete(rendered, name)
 		}
 	}
-	names := make([]string, 0, len(rendered))
-	for n := range rendered {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		// Helm's own way to cut documents: it is more lenient than YAML, and charts rely on it.
-		docs := releaseutil.SplitManifests(rendered[name])
-		keys := make([]string, 0, len(docs))
-		for k := range docs {
-			keys = append(keys, k)
-		}
-		slices.SortFunc(keys, func(a, b string) int {
-			if releaseutil.BySplitManifestsOrder([]string{a, b}).Less(0, 1) {
-				return -1
-			}
-			return 1
-		})
-		for i, k := range keys {
-			where := name
-			if len(keys) > 1 {
-				where = fmt.Sprintf("%s (document %d)", name, i+1)
-			}
-			if err := r.addManifest(where, []byte(docs[k])); err != nil {
-				return err
-			}
+	for _, name := range slices.Sorted(maps.Keys(rendered)) {
+		if err := r.addTemplate(name, rendered[name]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (r *rendering) addManifest(where string, doc []byte) error {
-	d, err := parseDocument(doc, false)
+// addTemplate adds the objects of one rendered template.
+func (r *rendering) addTemplate(name, text string) error {
+	docs, err := r.memory.read(helmStream, text, func() ([]document, error) {
+		texts := splitManifests(text)
+		out := make([]document, len(texts))
+		for i, text := range texts {
+			one, err := r.memory.read(helmDocument, text, func() ([]document, error) {
+				d, err := parseDocument([]byte(text), false)
+				return []document{d}, err
+			})
+			if err != nil {
+				return nil, fmt.Errorf("%s%w", where(name, i, len(texts)), err)
+			}
+			out[i] = one[0]
+		}
+		return out, nil
+	})
 	if err != nil {
-		return fmt.Errorf("%s%w", where, err)
-	}
-	if !d.isHook() {
-		return r.add(where, d, nil)
-	}
-	h, err := r.hook(fmt.Sprintf("%s: %s %s", where, d.kind, d.name), d.annotations)
-	if h == nil || err != nil {
 		return err
 	}
-	return r.add(where, d, h)
+	for i, d := range docs {
+		where := where(name, i, len(docs))
+		var h *bundlefmt.Hook
+		if d.isHook() {
+			if h, err = r.hook(fmt.Sprintf("%s: %s %s", where, d.kind, d.name), d.annotations); err != nil {
+				return err
+			}
+			if h == nil {
+				continue
+			}
+		}
+		if err := r.add(where, d, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// splitManifests cuts documents exactly as Helm does (a test compares): more leniently than YAML, and charts rely on it.
+func splitManifests(text string) (docs []string) {
+	text = strings.TrimSpace(text)
+	text = strings.TrimPrefix(text, "---")
+	for rest, more := text, true; more; {
+		var doc string
+		doc, rest, more = strings.Cut(strings.TrimLeft(rest, " \t\n\f\r"), "\n---")
+		if doc = strings.TrimSpace(doc); doc != "" {
+			docs = append(docs, doc)
+		}
+	}
+	return docs
 }
 
 var (
@@ -335,26 +395,39 @@ var (
 	quoted    = regexp.MustCompile("(?s)\"(?:[^\"\\\\]|\\\\.)*\"|`[^`]*`|/\\*.*?\\*/")
 )
 
-// noteFunctions says where a chart uses functions that do here something else than its author expects. It reads the
+// findFunctions finds where a chart uses functions that do here something else than its author expects. It reads the
 // text of templates: it may name a template whose branch was not taken.
-func (r *rendering) noteFunctions(c *chart.Chart) {
+func (l *loaded) findFunctions(c *chart.Chart) {
 	for _, t := range c.Templates {
 		if !mentions(t.Data) {
 			continue
 		}
-		file := path.Join(c.ChartFullPath(), t.Name)
 		for _, a := range action.FindAll(t.Data, -1) {
 			if lookupUse.Match(a) {
-				r.note("%s uses lookup, which finds nothing: charts are rendered on the hub", file)
+				l.functions[t] = append(l.functions[t], "lookup")
 			}
-			for _, f := range unsteady.FindAllString(quoted.ReplaceAllString(string(a), `""`), -1) {
-				r.unsteady = true
-				r.note("%s uses %s: the value changes only when the bundle is rendered again", file, f)
-			}
+			l.functions[t] = append(l.functions[t], unsteady.FindAllString(quoted.ReplaceAllString(string(a), `""`), -1)...)
 		}
 	}
 	for _, d := range c.Dependencies() {
-		r.noteFunctions(d)
+		l.findFunctions(d)
+	}
+}
+
+func (r *rendering) noteFunctions(c *chart.Chart, functions map[*chart.File][]string) {
+	for _, t := range c.Templates {
+		for _, f := range functions[t] {
+			file := path.Join(c.ChartFullPath(), t.Name)
+			if f == "lookup" {
+				r.note("%s uses lookup, which finds nothing: charts are rendered on the hub", file)
+				continue
+			}
+			r.unsteady = true
+			r.note("%s uses %s: the value changes only when the bundle is rendered again", file, f)
+		}
+	}
+	for _, d := range c.Dependencies() {
+		r.noteFunctions(d, functions)
 	}
 }
 

@@ -97,16 +97,27 @@ func spend(n *yamlv3.Node, depth int, left *int) error {
 
 // addYAML adds the objects of a YAML stream.
 func (r *rendering) addYAML(origin string, data []byte, strict bool) error {
-	docs := documents(data)
-	for i, doc := range docs {
-		where := origin
-		if len(docs) > 1 {
-			where = fmt.Sprintf("%s (document %d)", origin, i+1)
+	how := yamlStream
+	if strict {
+		how = strictStream
+	}
+	docs, err := r.memory.read(how, string(data), func() ([]document, error) {
+		var out []document
+		docs := documents(data)
+		for i, doc := range docs {
+			d, err := parseDocument(doc, strict)
+			if err != nil {
+				return nil, fmt.Errorf("%s%w", where(origin, i, len(docs)), err)
+			}
+			out = append(out, d)
 		}
-		d, err := parseDocument(doc, strict)
-		if err != nil {
-			return fmt.Errorf("%s%w", where, err)
-		}
+		return out, nil
+	})
+	if err != nil {
+		return err
+	}
+	for i, d := range docs {
+		where := where(origin, i, len(docs))
 		if d.isHook() {
 			r.note("%s: %s counts only in the templates of a chart: applied as an ordinary object", where, hookAnnotation)
 		}
@@ -115,6 +126,14 @@ func (r *rendering) addYAML(origin string, data []byte, strict bool) error {
 		}
 	}
 	return nil
+}
+
+// where names a document of several.
+func where(origin string, i, n int) string {
+	if n == 1 {
+		return origin
+	}
+	return fmt.Sprintf("%s (document %d)", origin, i+1)
 }
 
 // document is what one YAML document holds.

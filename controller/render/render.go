@@ -37,12 +37,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
 
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/target"
 )
 
 // DefaultKubeVersion is what charts see when a cluster's version is not known yet.
@@ -64,7 +66,11 @@ type Input struct {
 	Health []v1alpha1.HealthRule // of the BundleSpec
 
 	// Vars template the files that are no chart's; nil: they are taken as they are.
-	Vars Vars
+	Vars *target.Vars
+
+	// Set instead of Vars by expanded.
+	files   map[string][]byte
+	variant string // identifies those files that templates changed
 
 	// Extra objects that are part of the bundle: the downstream resources.
 	Extra []bundlefmt.Object
@@ -77,12 +83,6 @@ type Input struct {
 	// ResourcesKey spares Key from hashing the files again when one bundle is rendered for many clusters: set it to
 	// ResourcesKey(Resources), or leave it zero.
 	ResourcesKey [32]byte
-}
-
-// Vars are a cluster's values for templates. Equal keys, equal results.
-type Vars interface {
-	Expand(name, text string) (string, error)
-	Key() string
 }
 
 // Result is a rendered bundle and what its owner should know about it.
@@ -98,21 +98,28 @@ func Render(in Input) (*bundlefmt.Bundle, error) {
 }
 
 // WithNotes is Render, with notes.
-func WithNotes(in Input) (res Result, err error) {
+func WithNotes(in Input) (Result, error) {
+	if in.ResourcesKey == [32]byte{} {
+		in.ResourcesKey = [32]byte{1} // there are no others in this memory
+	}
+	return render(in, newMemory(DefaultCacheSize))
+}
+
+func render(in Input, m *memory) (res Result, err error) {
 	// Helm and kustomize run on foreign input here and have panicked before; one bundle must not take the hub down.
 	defer func() {
 		if p := recover(); p != nil {
 			res, err = Result{}, fmt.Errorf("render: this bundle makes the renderer fail: %v", p)
 		}
 	}()
-	files, err := decode(in.Resources)
+	src, err := m.sources(in)
 	if err != nil {
 		return Result{}, err
 	}
-	r := &rendering{in: in, files: files, notes: map[string]bool{}}
-	if err := r.expand(); err != nil {
+	if in, err = in.expanded(src.files); err != nil {
 		return Result{}, err
 	}
+	r := &rendering{in: in, memory: m, sources: src, files: in.files, notes: map[string]bool{}}
 	if err := r.run(); err != nil {
 		return Result{}, err
 	}
@@ -154,11 +161,12 @@ func (in Input) Key() [32]byte {
 		js = fmt.Append(nil, opts) // cannot be stored in Kubernetes, so cannot come from there; fmt sorts maps too
 	}
 	put(js)
-	vars := ""
-	if in.Vars != nil {
-		vars = "with " + in.Vars.Key()
+	switch {
+	case in.Vars != nil:
+		put([]byte("vars " + in.Vars.Key()))
+	default:
+		put([]byte(in.variant))
 	}
-	put([]byte(vars))
 	for _, o := range in.Extra {
 		put(o.JSON)
 	}
@@ -230,10 +238,12 @@ func decode(rs []v1alpha1.BundleResource) (map[string][]byte, error) {
 
 // rendering is one call of Render on its way.
 type rendering struct {
-	in    Input
-	files map[string][]byte
-	notes map[string]bool
-	objs  []object
+	in      Input
+	memory  *memory
+	sources *sources
+	files   map[string][]byte // those of the input, templated
+	notes   map[string]bool
+	objs    []object
 
 	handling bundlefmt.Handling
 
@@ -273,33 +283,45 @@ func (r *rendering) releaseName() string {
 	return r.in.Name
 }
 
-// expand templates the files that are no chart's: manifests, overlays and patches, kustomizations.
-func (r *rendering) expand() error {
-	if r.in.Vars == nil {
-		return nil
+// expanded templates the files that are no chart's: manifests, overlays and patches, kustomizations. Clusters for which the
+// templates give the same then have the same Key.
+func (in Input) expanded(files map[string][]byte) (Input, error) {
+	if in.files != nil {
+		return in, nil
 	}
+	in.files = files
+	if in.Vars == nil {
+		return in, nil
+	}
+	r := &rendering{in: in, files: files}
 	chart, isChart, err := r.chartDir()
 	if err != nil {
-		return err
+		return in, err
 	}
 	_, isKustomize, err := r.kustomizeDir()
 	if err != nil {
-		return err
+		return in, err
 	}
-	for _, name := range sortedNames(r.files) {
+	in.files = maps.Clone(files)
+	h := sha256.New()
+	for _, name := range sortedNames(files) {
 		switch {
-		case !isYAML(name) && path.Ext(name) != ".json", apart(r.files, name), strings.HasPrefix(name, "templates/"):
+		case !isYAML(name) && path.Ext(name) != ".json", apart(files, name), strings.HasPrefix(name, "templates/"):
 			continue
 		case isChart && chart == "." && (!isKustomize || ofChart(name)):
 			continue
 		}
-		text, err := r.in.Vars.Expand(name, string(r.files[name]))
+		text, err := in.Vars.Expand(name, string(files[name]))
 		if err != nil {
-			return err
+			return in, err
 		}
-		r.files[name] = []byte(text)
+		if text != string(files[name]) {
+			in.files[name] = []byte(text)
+			fmt.Fprintf(h, "%d %s %d %s\n", len(name), name, len(text), text)
+		}
 	}
-	return nil
+	in.Vars, in.variant = nil, fmt.Sprintf("templated %x", h.Sum(nil))
+	return in, nil
 }
 
 // ofChart says whether a file at the root, where both a chart and a kustomization are, is the chart's.
@@ -330,7 +352,7 @@ func (r *rendering) engines() error {
 	}
 	switch {
 	case isChart && isKustomize:
-		if err := r.helm(below(r.files, chart)); err != nil {
+		if err := r.helm(chart, func() map[string][]byte { return below(r.files, chart) }); err != nil {
 			return err
 		}
 		var hooks, extra []object
@@ -344,7 +366,7 @@ func (r *rendering) engines() error {
 		r.objs = hooks
 		return r.kustomize(kdir, extra)
 	case isChart:
-		return r.helm(below(r.files, chart))
+		return r.helm(chart, func() map[string][]byte { return below(r.files, chart) })
 	case isKustomize:
 		return r.kustomize(kdir, nil)
 	}

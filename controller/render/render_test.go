@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,6 +18,7 @@ import (
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/render"
+	"shoal.dev/shoal/controller/target"
 )
 
 var update = flag.Bool("update", false, "rewrite the want sections in testdata")
@@ -74,7 +76,7 @@ func input(t *testing.T, ar *txtar.Archive) (in render.Input, want int) {
 				Options     v1alpha1.BundleOptions
 				Ignore      *v1alpha1.Ignore
 				Health      []v1alpha1.HealthRule
-				Vars        map[string]string
+				Cluster     *target.Cluster // with templating: all
 				KubeVersion string
 				APIVersions []string
 			}
@@ -83,8 +85,8 @@ func input(t *testing.T, ar *txtar.Archive) (in render.Input, want int) {
 			}
 			in.Options, in.KubeVersion, in.APIVersions = y.Options, y.KubeVersion, y.APIVersions
 			in.Ignore, in.Health = y.Ignore, y.Health
-			if y.Vars != nil {
-				in.Vars = vars(y.Vars)
+			if y.Cluster != nil {
+				in.Vars = target.NewVars(*y.Cluster)
 			}
 		case "extra":
 			js, err := yaml.YAMLToJSON(f.Data)
@@ -139,26 +141,6 @@ func text(t *testing.T, in render.Input) string {
 	return b.String()
 }
 
-// vars replaces ${name}.
-type vars map[string]string
-
-func (v vars) Expand(name, text string) (string, error) {
-	var missing string
-	out := os.Expand(text, func(k string) string {
-		s, ok := v[k]
-		if !ok {
-			missing = k
-		}
-		return s
-	})
-	if missing != "" {
-		return "", fmt.Errorf("%s: no value %q", name, missing)
-	}
-	return out, nil
-}
-
-func (v vars) Key() string { return fmt.Sprint(map[string]string(v)) }
-
 func web(values v1alpha1.Values) render.Input {
 	ar, err := txtar.ParseFile("testdata/helm_values.txtar")
 	if err != nil {
@@ -203,7 +185,7 @@ func TestKey(t *testing.T) {
 		"namespace labels": func(i *render.Input) { i.Options.NamespaceLabels = map[string]string{"a": "b"} },
 		"values from":      func(i *render.Input) { i.Options.Helm.ValuesFrom = []v1alpha1.ValuesFrom{{}} },
 		"schema":           func(i *render.Input) { i.Options.Helm.SkipSchemaValidation = true },
-		"vars":             func(i *render.Input) { i.Vars = vars{} },
+		"vars":             func(i *render.Input) { i.Vars = target.NewVars(target.Cluster{}) },
 		"extra":            func(i *render.Input) { i.Extra = []bundlefmt.Object{{JSON: []byte("{}")}} },
 	} {
 		in := web(v1alpha1.Values{"replicas": int64(2)})
@@ -320,5 +302,73 @@ func TestLimits(t *testing.T) {
 	gz := v1alpha1.NewCompressedResource("zeros.bin", bytes.Repeat([]byte{0}, 64<<20))
 	if _, err := render.Render(render.Input{Name: "demo", Resources: []v1alpha1.BundleResource{gz}}); err == nil || !strings.Contains(err.Error(), "too large") {
 		t.Errorf("gzip bomb: got %v", err)
+	}
+}
+
+// TestCacheOfTemplatedFiles: clusters whose templates give the same cost one rendering, as with templated values.
+func TestCacheOfTemplatedFiles(t *testing.T) {
+	c := render.NewCache(0)
+	for i := range 10 {
+		in := render.Input{Name: "demo", Resources: []v1alpha1.BundleResource{
+			{Name: "a.yaml", Content: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {region: '${ .ClusterLabels.region }'}\n"},
+		}}
+		in.Vars = target.NewVars(target.Cluster{Name: fmt.Sprint(i), Labels: map[string]string{"region": fmt.Sprint(i % 2)}})
+		r, err := c.Render(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf(`"region":"%d"`, i%2); !strings.Contains(string(r.Bundle.Objects()[0].JSON), want) {
+			t.Errorf("got %s, want %s", r.Bundle.Objects()[0].JSON, want)
+		}
+	}
+	if c.Renders() != 2 {
+		t.Errorf("%d renderings of 2 results", c.Renders())
+	}
+}
+
+// TestRendersDoNotInfluenceEachOther: Helm changes charts while it renders (conditions, aliases, imported values), and templates
+// can change values; charts are parsed once all the same.
+func TestRendersDoNotInfluenceEachOther(t *testing.T) {
+	ar, err := txtar.ParseFile("testdata/influence/chart.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rs []v1alpha1.BundleResource
+	for _, f := range ar.Files {
+		rs = append(rs, v1alpha1.NewResource(f.Name, f.Data))
+	}
+	input := func(i int) render.Input {
+		v := []v1alpha1.Values{
+			{},
+			{"db": map[string]any{"enabled": false}},
+			{"tags": map[string]any{"extra": false}, "imported": map[string]any{"size": "7"}},
+			{"db": map[string]any{"data": map[string]any{"size": "9"}}, "list": []any{"x"}},
+			{"second": map[string]any{"data": nil}},
+		}[i%5]
+		return render.Input{Name: "demo", Resources: rs, Options: v1alpha1.BundleOptions{Helm: &v1alpha1.HelmOptions{Values: v}}, KubeVersion: fmt.Sprintf("v1.%d.0", 30+i/5)}
+	}
+	alone := make([]bundlefmt.Digest, 30)
+	for i := range alone {
+		b, err := render.Render(input(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		alone[i] = b.Digest()
+	}
+	shared := render.NewCache(0)
+	var wg sync.WaitGroup
+	for i, want := range alone {
+		wg.Go(func() {
+			r, err := shared.Render(input(i))
+			if err != nil {
+				t.Error(err)
+			} else if r.Bundle.Digest() != want {
+				t.Errorf("input %d gives another result next to others", i)
+			}
+		})
+	}
+	wg.Wait()
+	if shared.Renders() != 30 {
+		t.Errorf("%d renderings", shared.Renders())
 	}
 }

@@ -50,7 +50,11 @@ func (r *rendering) yaml() error {
 		return err
 	}
 	templates["Chart.yaml"] = chart // JSON is YAML
-	return r.helm(templates)
+	key := []string{"templates", r.in.Name, r.in.variant}
+	if r.in.Options.YAML != nil {
+		key = append(key, r.in.Options.YAML.Overlays...)
+	}
+	return r.helm(strings.Join(key, "\x00"), func() map[string][]byte { return templates })
 }
 
 func isManifest(name string) bool {
