@@ -97,12 +97,37 @@ func Select(spec v1alpha1.BundleSpec, clusters []Cluster, groups []Group) ([]Mat
 	}
 	var out []Match
 	for _, c := range clusters {
-		if choice := s.choose(c, gs.of(c)); choice != nil {
-			out = append(out, s.match(choice, c))
+		if chosen := s.chosen(c, gs.of(c)); len(chosen) > 0 {
+			out = append(out, s.match(s.choice(chosen), c))
 		}
 	}
 	slices.SortFunc(out, func(a, b Match) int { return strings.Compare(a.Cluster, b.Cluster) })
 	return out, nil
+}
+
+// Targeted returns the names of the clusters that a bundle is for, sorted: those of Select, without templating anything.
+func Targeted(spec v1alpha1.BundleSpec, clusters []Cluster, groups []Group) ([]string, error) {
+	s, err := compile(spec)
+	if err != nil {
+		return nil, err
+	}
+	gs, err := compileGroups(groups)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, c := range clusters {
+		if len(s.chosen(c, gs.of(c))) > 0 {
+			out = append(out, c.Name)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// Matching returns the names of the clusters that match, sorted.
+func Matching(match v1alpha1.ClusterMatch, clusters []Cluster, groups []Group) ([]string, error) {
+	return Targeted(v1alpha1.BundleSpec{Targets: []v1alpha1.BundleTarget{{ClusterMatch: match}}}, clusters, groups)
 }
 
 // selection is a bundle's targets on their way through Select.
@@ -116,8 +141,8 @@ type selection struct {
 	vars         map[string]int // distinct number by result and Vars
 }
 
-// choose returns what a cluster gets; nil: nothing.
-func (s *selection) choose(c Cluster, in []Group) *choice {
+// chosen returns the targets whose options a cluster gets; none: it does not get the bundle.
+func (s *selection) chosen(c Cluster, in []Group) []matcher {
 	matches := func(m matcher) bool { return m.matches(c, in) }
 	first := slices.IndexFunc(s.plain, matches)
 	if first < 0 || len(s.restrictions) > 0 && !slices.ContainsFunc(s.restrictions, matches) {
@@ -133,7 +158,6 @@ func (s *selection) choose(c Cluster, in []Group) *choice {
 		}
 	}
 	var chosen []matcher
-	var key strings.Builder
 	for _, m := range from {
 		if !m.matches(c, in) {
 			continue
@@ -142,17 +166,21 @@ func (s *selection) choose(c Cluster, in []Group) *choice {
 			return nil
 		}
 		chosen = append(chosen, m)
-		key.WriteString(m.where)
-		key.WriteByte(0)
 		if s.spec.TargetCustomizationMode != AllMatches {
 			break
 		}
 	}
-	return s.choice(key.String(), chosen)
+	return chosen
 }
 
 // choice merges once a combination of targets, not once a cluster.
-func (s *selection) choice(key string, chosen []matcher) *choice {
+func (s *selection) choice(chosen []matcher) *choice {
+	var k strings.Builder
+	for _, m := range chosen {
+		k.WriteString(m.where)
+		k.WriteByte(0)
+	}
+	key := k.String()
 	if c, ok := s.choices[key]; ok {
 		return c
 	}

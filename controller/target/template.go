@@ -424,12 +424,21 @@ var (
 	release = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 )
 
-// checkNames refuses names that the cluster would refuse.
+// maxTimeout is what an order can carry, in seconds.
+const maxTimeout = 30 * 24 * 3600
+
+// checkNames refuses what a cluster would refuse.
 func checkNames(o v1alpha1.BundleOptions) error {
 	for _, n := range []struct{ field, value string }{{"defaultNamespace", o.DefaultNamespace}, {"namespace", o.Namespace}} {
 		if n.value != "" && (len(n.value) > 63 || !label.MatchString(n.value)) {
 			return fmt.Errorf("%s: %.80q is no namespace: use lower case letters, digits and '-', at most 63 of them", n.field, n.value)
 		}
+	}
+	if o.ServiceAccount != "" && (len(o.ServiceAccount) > 253 || !release.MatchString(o.ServiceAccount)) {
+		return fmt.Errorf("serviceAccount: %.80q is no name of a service account", o.ServiceAccount)
+	}
+	if h := o.Helm; h != nil && h.TimeoutSeconds > maxTimeout {
+		return fmt.Errorf("helm.timeoutSeconds: %d is more than 30 days", h.TimeoutSeconds)
 	}
 	if h := o.Helm; h != nil && h.ReleaseName != "" && (len(h.ReleaseName) > 53 || !release.MatchString(h.ReleaseName)) {
 		return fmt.Errorf("helm.releaseName: %.80q is no release name: use lower case letters, digits, '-' and '.', at most 53 of them", h.ReleaseName)
