@@ -86,6 +86,7 @@ type Options struct {
 // Applier works on one cluster.
 type Applier struct {
 	o        Options
+	cfg      *rest.Config
 	log      zerolog.Logger
 	dyn      dynamic.Interface
 	meta     metadata.Interface
@@ -97,6 +98,11 @@ type Applier struct {
 
 	mu       sync.Mutex
 	verified map[id]verdict // objects known to be as wanted: spares the dry run
+	accounts map[string]dynamic.Interface
+	was      map[string]int     // Deployment.Was, as far as this process knows better
+	removing map[string]leaving // removals under way
+	scalers  map[string]rememberedScalers
+	health   healthPrograms
 }
 
 // id is a Ref without its version: the same object whatever version it was written in.
@@ -106,7 +112,8 @@ func idOf(r Ref) id { return id{r.Group, r.Kind, r.Namespace, r.Name} }
 
 // New prepares clients for the cluster that cfg names; it sends nothing. cfg is not changed.
 func New(cfg *rest.Config, o Options, log zerolog.Logger) (*Applier, error) {
-	a := &Applier{o: o, log: log.With().Str("component", "apply").Logger(), verified: map[id]verdict{}}
+	a := &Applier{o: o, log: log.With().Str("component", "apply").Logger(), verified: map[id]verdict{},
+		accounts: map[string]dynamic.Interface{}, was: map[string]int{}, removing: map[string]leaving{}, scalers: map[string]rememberedScalers{}}
 	c := rest.CopyConfig(cfg)
 	c.UserAgent = FieldManager
 	c.Timeout = 0 // would end watches; every other request has requestTimeout
@@ -115,6 +122,7 @@ func New(cfg *rest.Config, o Options, log zerolog.Logger) (*Applier, error) {
 	}
 	c.WarningHandlerWithContext = warnings{a.log}
 	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return &counter{next: next, n: &a.requests} })
+	a.cfg = c
 	h, err := rest.HTTPClientFor(c)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API: %w", err)

@@ -1,7 +1,9 @@
 package apply
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +13,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"shoal.dev/shoal/bundlefmt"
 )
 
 // Result is what one Apply did.
@@ -46,8 +51,8 @@ func (r Result) Err() error {
 //
 // With Policy.ForceNamespace and a cluster-scoped object in d nothing is written.
 func (a *Applier) Apply(ctx context.Context, d Deployment, previous []Ref) (Result, error) {
-	r := &release{a: a, d: d, kinds: a.pass(), scalers: autoscalers{a: a}}
-	r.res.Total = len(d.Objects)
+	r := &release{a: a, d: d, kinds: a.pass(d), scalers: autoscalers{a: a}}
+	r.res.Total = len(d.Objects) - len(d.Handling.Hooks)
 	a.tracked.begin(d.Name)
 	err := r.run(ctx, previous)
 	r.finish(previous)
@@ -67,45 +72,194 @@ type release struct {
 	kinds   *pass
 	scalers autoscalers
 	objects []*object
+	hooks   []*hook
+	carried int // objects that were there and ours before this pass
+	was     int // objects of the release before; see Deployment.Was
+	stopped bool
+	extra   []Finding // beside those of objects
 	res     Result
 	dropped []Ref                     // of previous, not ours any more
 	brought map[schema.GroupKind]bool // kinds whose CRD is in this bundle
 }
 
 func (r *release) run(ctx context.Context, previous []Ref) error {
-	var first, rest []*object
-	for _, o := range r.d.Objects {
-		obj := decode(o, r.d.Name)
-		r.objects = append(r.objects, obj)
-		if obj.isNamespace() || obj.isCRD() {
-			first = append(first, obj)
-		} else {
-			rest = append(rest, obj)
-		}
+	var f *Finding
+	var err error
+	if r.objects, r.hooks, f, err = r.a.decodeAll(ctx, r.kinds); err != nil || f != nil {
+		r.stop(f)
+		return err
 	}
 	if r.d.Policy.ForceNamespace {
 		if stop, err := r.scopes(ctx); stop || err != nil {
 			return err
 		}
 	}
-	for _, stage := range [][]*object{first, rest} {
-		if err := r.stage(ctx, stage); err != nil {
+	var first, rest []*object
+	for _, o := range r.objects {
+		if o.isNamespace() || o.isCRD() {
+			first = append(first, o)
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	before, after := r.moments()
+	steps := []func() error{
+		func() error { return r.namespaceExists(ctx, before, after) },
+		func() error { return r.runHooks(ctx, before) },
+		func() error { return r.stage(ctx, first) },
+		func() error { return r.stage(ctx, rest) },
+		func() error { return r.labelNamespace(ctx) },
+	}
+	if r.d.Operation == Install { // as Helm does: a hook may use what a CRD brings
+		steps[1], steps[2] = steps[2], steps[1]
+	}
+	for _, step := range steps {
+		if err := step(); err != nil || r.stopped {
 			return err
 		}
 	}
+	r.measure(previous)
 	if len(r.failures()) > 0 {
 		return nil
 	}
-	return r.prune(ctx, previous)
+	if err := r.prune(ctx, previous); err != nil {
+		return err
+	}
+	r.a.mu.Lock()
+	if r.res.Held == nil {
+		r.a.was[r.d.Name] = len(r.objects)
+	}
+	r.a.mu.Unlock()
+	if len(hooksAt(r.hooks, after)) > 0 && r.d.Policy.ReadyTimeoutSecond > 0 {
+		if err := r.waitReady(ctx, after); err != nil || r.stopped {
+			return err
+		}
+	}
+	return r.runHooks(ctx, after)
+}
+
+// stop ends the release; f is why.
+func (r *release) stop(f *Finding) {
+	if f != nil {
+		r.stopped = true
+		r.extra = append(r.extra, *f)
+	}
+}
+
+// moments are the hook events before and after an operation; a repair has none.
+func (r *release) moments() (before, after bundlefmt.HookEvent) {
+	switch r.d.Operation {
+	case Install:
+		return bundlefmt.PreInstall, bundlefmt.PostInstall
+	case Upgrade:
+		return bundlefmt.PreUpgrade, bundlefmt.PostUpgrade
+	case Rollback:
+		return bundlefmt.PreRollback, bundlefmt.PostRollback
+	}
+	return "", ""
+}
+
+func (r *release) runHooks(ctx context.Context, e bundlefmt.HookEvent) error {
+	f, err := r.a.runHooks(ctx, r.kinds, r.hooks, e)
+	r.stop(f)
+	return err
+}
+
+// namespaceExists sees to the namespace of hooks, which may come before anything else.
+func (r *release) namespaceExists(ctx context.Context, events ...bundlefmt.HookEvent) error {
+	var objects []*object
+	for _, e := range events {
+		for _, h := range hooksAt(r.hooks, e) {
+			if h.fail == nil && (h.ref.Namespace == "" || h.ref.Namespace == policyNamespace(r.d.Policy)) {
+				objects = append(objects, &object{ref: Ref{Kind: h.ref.Kind, Name: h.ref.Name, Namespace: policyNamespace(r.d.Policy)}})
+			}
+		}
+	}
+	if len(objects) == 0 {
+		return nil
+	}
+	if err := r.createNamespace(ctx, objects); err != nil {
+		return err
+	}
+	r.stop(objects[0].fail)
+	return nil
+}
+
+// waitReady waits until everything is ready, as Helm does before its last hooks where the bundle sets a timeout.
+func (r *release) waitReady(ctx context.Context, e bundlefmt.HookEvent) error {
+	timeout := time.Duration(r.d.Policy.ReadyTimeoutSecond) * time.Second
+	wctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for wait := pollMin; ; wait = min(2*wait, pollMax) {
+		st, err := r.a.Check(wctx, r.d)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && wctx.Err() == nil:
+			return err
+		case err == nil && st.Ready == st.Total:
+			return nil
+		case err == nil && st.Failed.Count > 0:
+			f := st.Failed.First[0]
+			f.Message += fmt.Sprintf("; the %s hooks were not run", e)
+			r.stop(&f)
+			return nil
+		case err == nil && pause(wctx, wait):
+			continue
+		}
+		f := Finding{r.objects[0].ref, InProgress, "not ready"}
+		if st.NotReady.Count > 0 {
+			f = st.NotReady.First[0]
+		} else if st.Modified.Count > 0 {
+			f = st.Modified.First[0]
+		}
+		f.Message += fmt.Sprintf(", after %s; the %s hooks were not run", timeout, e)
+		r.stop(&f)
+		return nil
+	}
+}
+
+// measure finds out how large the release before was. It is remembered: when this release is tried again, what it has
+// written already would count as well.
+func (r *release) measure(previous []Ref) {
+	r.a.mu.Lock()
+	defer r.a.mu.Unlock()
+	if r.was = r.d.Was; r.was == 0 {
+		r.was = r.a.was[r.d.Name]
+	}
+	if r.was == 0 {
+		current := map[id]bool{}
+		for _, o := range r.objects {
+			current[idOf(o.ref)] = true
+		}
+		r.was = r.carried
+		for _, p := range previous {
+			if !current[idOf(p)] {
+				r.was++
+			}
+		}
+	}
+	r.a.was[r.d.Name] = r.was
 }
 
 // scopes refuses the whole deployment before anything is written.
 func (r *release) scopes(ctx context.Context) (stop bool, err error) {
-	for _, o := range r.objects {
+	all := slices.Clone(r.objects)
+	for _, h := range r.hooks {
+		all = append(all, h.object)
+	}
+	for _, o := range all {
 		if err := o.place(ctx, r.kinds, r.d.Policy); err != nil {
 			return false, err
 		}
 		stop = stop || o.fail != nil && o.fail.Reason == ClusterScoped
+	}
+	if stop {
+		for _, h := range r.hooks {
+			if h.fail != nil {
+				r.extra = append(r.extra, *h.fail)
+			}
+		}
 	}
 	return stop, nil
 }
@@ -116,6 +270,11 @@ func (r *release) stage(ctx context.Context, objects []*object) error {
 	}
 	if err := r.a.read(ctx, r.d.Name, objects); err != nil {
 		return err
+	}
+	for _, o := range objects {
+		if o.live != nil && owner(o.live) == r.d.Name {
+			r.carried++
+		}
 	}
 	if err := r.createNamespace(ctx, objects); err != nil {
 		return err
@@ -166,10 +325,13 @@ func (r *release) createNamespace(ctx context.Context, objects []*object) error 
 	}
 	rctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	client := r.a.dyn.Resource(namespaces)
-	_, err := client.Get(rctx, ns, metav1.GetOptions{})
+	_, err := r.a.dyn.Resource(namespaces).Get(rctx, ns, metav1.GetOptions{})
 	missing := apierrors.IsNotFound(err)
 	if missing {
+		client, f, werr := r.kinds.writer(ctx, Ref{Version: "v1", Kind: "Namespace", Name: ns}, kind{gvr: namespaces}, "")
+		if f != nil || werr != nil {
+			return werr // no account: each object says so
+		}
 		u := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": ns}}}
 		_, err = client.Create(rctx, u, metav1.CreateOptions{FieldManager: FieldManager})
 	}
@@ -188,18 +350,103 @@ func (r *release) createNamespace(ctx context.Context, objects []*object) error 
 	return nil
 }
 
+// labelNamespace gives the deployment's namespace the labels and annotations that the bundle sets for it, and takes others
+// off. A Namespace object in the bundle keeps what it states.
+func (r *release) labelNamespace(ctx context.Context) error {
+	h := r.d.Handling
+	if len(h.NamespaceLabels) == 0 && len(h.NamespaceAnnotations) == 0 {
+		return nil
+	}
+	ns := policyNamespace(r.d.Policy)
+	ref := Ref{Version: "v1", Kind: "Namespace", Name: ns}
+	live, err := r.a.get(ctx, kind{gvr: namespaces}, ref)
+	if out := r.a.outage(ctx, err); out != nil {
+		return fmt.Errorf("label namespace %q: %w", ns, out)
+	}
+	if err != nil {
+		r.extra = append(r.extra, finding(ref, err))
+		return nil
+	}
+	stated := &unstructured.Unstructured{}
+	for _, o := range r.objects {
+		if o.isNamespace() && o.ref.Name == ns {
+			stated = o.want
+		}
+	}
+	patch := map[string]any{}
+	if m := setExactly(live.GetLabels(), h.NamespaceLabels, stated.GetLabels(), len(h.NamespaceLabels) > 0); len(m) > 0 {
+		patch["labels"] = m
+	}
+	if m := setExactly(live.GetAnnotations(), h.NamespaceAnnotations, stated.GetAnnotations(), len(h.NamespaceAnnotations) > 0); len(m) > 0 {
+		patch["annotations"] = m
+	}
+	if len(patch) == 0 {
+		return nil
+	}
+	if f := r.a.protects(r.d.Name, ref, live, nil); f != nil {
+		r.extra = append(r.extra, *f)
+		return nil
+	}
+	body, err := json.Marshal(map[string]any{"metadata": patch})
+	if err != nil {
+		return fmt.Errorf("label namespace %q: %w", ns, err)
+	}
+	client, f, err := r.kinds.writer(ctx, ref, kind{gvr: namespaces}, "")
+	if f != nil || err != nil {
+		r.stop(f)
+		return err
+	}
+	rctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	_, err = client.Patch(rctx, ns, types.MergePatchType, body, metav1.PatchOptions{FieldManager: FieldManager})
+	if out := r.a.outage(ctx, err); out != nil {
+		return fmt.Errorf("label namespace %q: %w", ns, out)
+	}
+	if err != nil {
+		r.extra = append(r.extra, finding(ref, err))
+	}
+	return nil
+}
+
+// setExactly is the merge patch that leaves want, and of the rest only what is not ours to judge.
+func setExactly(have, want, stated map[string]string, set bool) map[string]any {
+	out := map[string]any{}
+	if !set {
+		return out
+	}
+	spared := func(k string) bool {
+		return k == "kubernetes.io/metadata.name" || strings.HasPrefix(k, "pod-security.kubernetes.io/") ||
+			strings.HasPrefix(k, "shoal.dev/") || stated[k] != ""
+	}
+	for k := range have {
+		if _, ok := want[k]; !ok && !spared(k) {
+			out[k] = nil
+		}
+	}
+	for k, v := range want {
+		if old, ok := have[k]; !spared(k) && (!ok || old != v) {
+			out[k] = v
+		}
+	}
+	return out
+}
+
 // apply writes one object if it has to. It costs one request when nothing has to be written, none when that is known.
 func (r *release) apply(ctx context.Context, o *object) error {
-	if f := o.claim(r.d.Name); f != nil {
+	e := exemptions(r.d.Handling.ComparePatches, o.ref)
+	if f := cmp.Or(o.claim(r.d.Name), r.a.protects(r.d.Name, o.ref, o.live, o.want), r.nobodys(o)); f != nil {
 		o.fail = f
 		return nil
 	}
-	want, err := r.scalers.effective(ctx, o)
+	if o.live == nil && r.d.Operation == "" && e.missing { // a repair does not bring back what may be missing
+		return nil
+	}
+	want, err := r.scalers.effective(ctx, o, e)
 	if err != nil {
 		return err
 	}
 	if o.live != nil {
-		changes, err := r.a.compare(ctx, o, want)
+		changes, err := r.a.compare(ctx, r.kinds, o, want, e)
 		if err != nil {
 			return err
 		}
@@ -207,7 +454,7 @@ func (r *release) apply(ctx context.Context, o *object) error {
 		case o.fail == nil && len(changes) == 0:
 			return nil
 		case o.fail == nil, o.fail.Reason == noDryRun:
-		case o.fail.Reason == Immutable && r.d.Policy.CorrectDriftForce:
+		case o.fail.Reason == Immutable && (r.d.Policy.Force && r.d.Operation != "" || r.d.Policy.CorrectDriftForce):
 			if done, err := r.makeRoom(ctx, o); !done || err != nil {
 				return err
 			}
@@ -215,9 +462,18 @@ func (r *release) apply(ctx context.Context, o *object) error {
 			return nil
 		}
 		o.fail = nil
-		r.a.log.Debug().Str("deployment", r.d.Name).Stringer("object", o.ref).Str("patch", patch(o.ref, changes)).Msg("object differs")
+		r.a.log.Debug().Str("deployment", r.d.Name).Stringer("object", o.ref).Str("patch", patch(o, changes)).Msg("object differs")
 	}
 	return r.write(ctx, o, want)
+}
+
+// nobodys says that an object was there before the bundle, which only the install minds: an upgrade takes what its new
+// release names, as it does in Fleet. A namespace is shared more often than not, and is taken.
+func (r *release) nobodys(o *object) *Finding {
+	if r.d.Operation != Install || r.d.Policy.TakeOwnership || o.live == nil || owner(o.live) != "" || o.isNamespace() || writtenByUs(o.live) {
+		return nil
+	}
+	return &Finding{o.ref, NobodysObject, "is there already and belongs to no bundle: set helm.takeOwnership: true to take it over, or take it out of the bundle"}
 }
 
 // makeRoom deletes an object that cannot be changed in place, so that it can be created again: only where the policy allows
@@ -252,12 +508,16 @@ func (r *release) makeRoom(ctx context.Context, o *object) (done bool, err error
 }
 
 func (r *release) write(ctx context.Context, o *object, want *unstructured.Unstructured) error {
-	got, err := r.a.patch(ctx, o, want, metav1.ApplyOptions{FieldManager: FieldManager})
+	got, f, err := r.a.patch(ctx, r.kinds, o, want, metav1.ApplyOptions{FieldManager: FieldManager})
+	if f != nil {
+		o.fail = f
+		return nil
+	}
 	if o := r.a.outage(ctx, err); o != nil {
 		return o
 	}
 	if taken := conflicts(o.ref, err); taken != nil {
-		got, err = r.a.patch(ctx, o, want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+		got, _, err = r.a.patch(ctx, r.kinds, o, want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
 		if o := r.a.outage(ctx, err); o != nil {
 			return o
 		}
@@ -272,7 +532,7 @@ func (r *release) write(ctx context.Context, o *object, want *unstructured.Unstr
 		}
 	}
 	if err != nil {
-		f := finding(o.ref, err)
+		f := o.finding(err)
 		if f.Reason == UnknownKind {
 			r.a.kinds.reset()
 		}
@@ -296,7 +556,7 @@ func (r *release) patchNewKind(ctx context.Context, o *object, want *unstructure
 	ctx, cancel := context.WithTimeout(ctx, newKindWait)
 	defer cancel()
 	for wait := pollMin; ; wait = min(2*wait, pollMax) {
-		got, err = r.a.patch(ctx, o, want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+		got, _, err = r.a.patch(ctx, r.kinds, o, want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
 		if err == nil || !r.isNewKind(o, err) || !pause(ctx, wait) {
 			return got, err
 		}
@@ -382,10 +642,16 @@ func (r *release) serve(crd *unstructured.Unstructured) {
 	r.brought[schema.GroupKind{Group: group, Kind: name}] = true
 }
 
-func (a *Applier) patch(ctx context.Context, o *object, want *unstructured.Unstructured, opts metav1.ApplyOptions) (*unstructured.Unstructured, error) {
+// patch writes with the deployment's rights; the finding says that there are none.
+func (a *Applier) patch(ctx context.Context, p *pass, o *object, want *unstructured.Unstructured, opts metav1.ApplyOptions) (*unstructured.Unstructured, *Finding, error) {
+	client, f, err := p.writer(ctx, o.ref, o.kind, o.ref.Namespace)
+	if f != nil || err != nil {
+		return nil, f, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return a.client(o.kind, o.ref.Namespace).Apply(ctx, o.ref.Name, want, opts)
+	got, err := client.Apply(ctx, o.ref.Name, want, opts)
+	return got, nil, err
 }
 
 // conflicts says which managers had the fields that we are about to take; nil when err is no such conflict.
@@ -409,7 +675,7 @@ func conflicts(ref Ref, err error) *Finding {
 }
 
 func (r *release) failures() []Finding {
-	var out []Finding
+	out := slices.Clone(r.extra)
 	for _, o := range r.objects {
 		if o.fail != nil {
 			out = append(out, *o.fail)
@@ -424,8 +690,8 @@ func (r *release) finish(previous []Ref) {
 	r.res.Errors = r.failures()
 	have := map[id]bool{}
 	for _, o := range r.objects {
-		if o.fail != nil && o.fail.Reason == OwnedByOther {
-			continue
+		if o.kind.gvr.Resource == "" || o.fail != nil && (o.fail.Reason == OwnedByOther || o.fail.Reason == NobodysObject || o.fail.Reason == Protected) {
+			continue // not created; or not looked at, and then it is in previous if it is anywhere
 		}
 		have[idOf(o.ref)] = true
 		r.res.Inventory = append(r.res.Inventory, o.ref)

@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"shoal.dev/shoal/bundlefmt"
 )
 
 // Status is how a deployment's objects stand on the cluster.
@@ -30,69 +31,136 @@ type Status struct {
 }
 
 // Check looks and changes nothing. An object that nobody touched since it was last found as wanted costs no request of its
-// own: one list for each kind (a get, where there is one object of a kind) is all that a deployment at rest costs.
+// own: one list for each kind (a get, where there is one object of a kind) is all that a deployment at rest costs. While
+// Watch runs, what it has seen is not asked for again, and a deployment at rest costs nothing.
 func (a *Applier) Check(ctx context.Context, d Deployment) (Status, error) {
-	st := Status{Total: len(d.Objects)}
+	c := &checking{a: a, d: d, p: a.pass(d), scalers: autoscalers{a: a, reuse: true}, ready: readiness{a: a, d: d}}
 	a.tracked.begin(d.Name)
-	p, scalers := a.pass(), autoscalers{a: a}
-	objects := make([]*object, 0, len(d.Objects))
-	for _, o := range d.Objects {
-		obj := decode(o, d.Name)
-		objects = append(objects, obj)
-		if err := obj.place(ctx, p, d.Policy); err != nil {
-			return st, fmt.Errorf("check %s@%s: %w", d.Name, d.Serial, err)
-		}
+	if err := c.run(ctx); err != nil {
+		return c.st, fmt.Errorf("check %s@%s: %w", d.Name, d.Serial, err)
 	}
-	if err := a.read(ctx, d.Name, objects); err != nil {
-		return st, fmt.Errorf("check %s@%s: %w", d.Name, d.Serial, err)
-	}
-	a.tracked.set(d.Name, inUse(objects))
-	for _, o := range objects {
-		if err := a.checkObject(ctx, d, o, &scalers, &st); err != nil {
-			return st, fmt.Errorf("check %s@%s: %w", d.Name, d.Serial, err)
-		}
-	}
-	return st, nil
+	return c.st, nil
 }
 
-func (a *Applier) checkObject(ctx context.Context, d Deployment, o *object, scalers *autoscalers, st *Status) error {
+// checking is one run of Check.
+type checking struct {
+	a       *Applier
+	d       Deployment
+	p       *pass
+	scalers autoscalers
+	ready   readiness
+	noSite  *Finding // why the site's values are not there
+	st      Status
+}
+
+func (c *checking) run(ctx context.Context) error {
+	objects, _, f, err := c.a.decodeAll(ctx, c.p)
+	if err != nil {
+		return err
+	}
+	c.noSite = f
+	c.st.Total = len(objects)
+	for _, o := range objects {
+		if err := o.place(ctx, c.p, c.d.Policy); err != nil {
+			return err
+		}
+	}
+	unread, err := c.recall(objects)
+	if err != nil {
+		return err
+	}
+	if err := c.a.read(ctx, c.d.Name, unread); err != nil {
+		return err
+	}
+	c.a.tracked.set(c.d.Name, inUse(objects))
+	for _, o := range objects {
+		if o.known {
+			c.st.Ready++
+			continue
+		}
+		if err := c.object(ctx, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recall fills in what the watch has seen, and returns what is to be asked for.
+func (c *checking) recall(objects []*object) (unread []*object, err error) {
+	how, err := json.Marshal([]any{c.d.Policy, c.d.Handling.ComparePatches, c.d.Handling.IgnoreConditions, c.d.Handling.Health})
+	if err != nil {
+		return nil, fmt.Errorf("hash policy: %w", err)
+	}
+	for _, o := range objects {
+		if o.fail == nil && c.noSite == nil {
+			if o.asked, err = asked(o.want, how); err != nil {
+				return nil, err
+			}
+			o.live, o.known = c.a.tracked.recall(o)
+		}
+		if o.live == nil && !o.known {
+			unread = append(unread, o)
+		}
+	}
+	return unread, nil
+}
+
+func (c *checking) object(ctx context.Context, o *object) error {
 	if o.live == nil {
-		st.missing(o)
+		if e := exemptions(c.d.Handling.ComparePatches, o.ref); e.missing && o.fail == nil {
+			c.st.Ready++
+			return nil
+		}
+		c.st.missing(o)
 		return nil
 	}
-	if f := readiness(o.ref, o.live); f != nil {
-		st.NotReady.add(*f)
+	ready := c.ready.of(ctx, o)
+	if ready != nil {
+		c.st.NotReady.add(*ready)
+		if ready.Reason == Failed {
+			c.st.Failed.add(*ready)
+		}
 	} else {
-		st.Ready++
+		c.st.Ready++
 	}
-	if had := owner(o.live); had != "" && had != d.Name {
-		st.Modified.add(*o.claim(d.Name))
+	if had := owner(o.live); had != "" && had != c.d.Name {
+		c.st.Modified.add(*o.claim(c.d.Name))
 		return nil
 	}
 	if o.live.GetDeletionTimestamp() != nil {
 		return nil // readiness says so
 	}
-	want, err := scalers.effective(ctx, o)
+	if c.noSite != nil && len(o.filled) > 0 {
+		c.st.Unverified.add(Finding{o.ref, NoSiteValues, c.noSite.String()})
+		return nil
+	}
+	e := exemptions(c.d.Handling.ComparePatches, o.ref)
+	want, err := c.scalers.effective(ctx, o, e)
 	if err != nil {
 		return err
 	}
-	changes, err := a.compare(ctx, o, want)
+	changes, err := c.a.compare(ctx, c.p, o, want, e)
 	if err != nil {
 		return err
 	}
-	a.tracked.saw(o.kind.gvr, o.live)
+	c.a.tracked.saw(o.kind.gvr, o.live)
 	switch {
 	case o.fail == nil && len(changes) > 0:
-		st.Modified.add(Finding{o.ref, Modified, patch(o.ref, changes)})
+		c.st.Modified.add(Finding{o.ref, Modified, patch(o, changes)})
+		if o.onlyFilled(changes) {
+			c.st.SiteValues++
+		}
 	case o.fail == nil:
+		if ready == nil && want == o.want {
+			c.a.tracked.settled(o)
+		}
 	case o.fail.Reason == Immutable || o.fail.Reason == Invalid:
-		st.Modified.add(*o.fail)
+		c.st.Modified.add(*o.fail)
 	default:
-		st.Unverified.add(*o.fail)
+		c.st.Unverified.add(*o.fail)
 	}
 	return nil
 }
-
 func (st *Status) missing(o *object) {
 	f := Finding{o.ref, Missing, "missing"}
 	if o.fail != nil {
@@ -118,8 +186,10 @@ const noDryRun Reason = "NoDryRun"
 // The dry run is skipped when the same pair was found equal before. A pair leaves out status and managedFields, so a
 // workload that reports progress costs nothing. Writing want to an object that equals it changes nothing, therefore the
 // pair stays equal until one of the two changes.
-func (a *Applier) compare(ctx context.Context, o *object, want *unstructured.Unstructured) ([]change, error) {
-	v, err := judge(want, o.live)
+//
+// What the bundle exempts from comparing is part of the pair.
+func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstructured.Unstructured, e exempt) ([]change, error) {
+	v, err := judge(want, o.live, e.ops)
 	if err != nil {
 		return nil, err
 	}
@@ -130,19 +200,23 @@ func (a *Applier) compare(ctx context.Context, o *object, want *unstructured.Uns
 	if known {
 		return nil, nil
 	}
-	dry, err := a.patch(ctx, o, want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true, DryRun: []string{metav1.DryRunAll}})
+	dry, f, err := a.patch(ctx, p, o, want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true, DryRun: []string{metav1.DryRunAll}})
+	if f != nil {
+		o.fail = f
+		return nil, nil
+	}
 	if out := a.outage(ctx, err); out != nil {
 		return nil, out
 	}
 	if err != nil {
-		f := finding(o.ref, err)
+		f := o.finding(err)
 		if apierrors.IsBadRequest(err) && strings.Contains(f.Message, "does not support dry run") {
 			f.Reason = noDryRun
 		}
 		o.fail = &f
 		return nil, nil
 	}
-	changes := diff(o.live.Object, dry.Object)
+	changes := diff(e.forCompare(o.live.Object), e.forCompare(dry.Object))
 	if len(changes) == 0 {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -153,7 +227,7 @@ func (a *Applier) compare(ctx context.Context, o *object, want *unstructured.Uns
 
 // verify notes that live is what writing want has led to.
 func (a *Applier) verify(ref Ref, want, live *unstructured.Unstructured) error {
-	v, err := judge(want, live)
+	v, err := judge(want, live, nil)
 	if err != nil {
 		return err
 	}
@@ -163,7 +237,7 @@ func (a *Applier) verify(ref Ref, want, live *unstructured.Unstructured) error {
 	return nil
 }
 
-func judge(want, live *unstructured.Unstructured) (verdict, error) {
+func judge(want, live *unstructured.Unstructured, ops []bundlefmt.PatchOp) (verdict, error) {
 	var v verdict
 	h := sha256.New()
 	enc := json.NewEncoder(h)
@@ -182,29 +256,11 @@ func judge(want, live *unstructured.Unstructured) (verdict, error) {
 		}
 		meta["uid"] = m["uid"]
 	}
-	for _, part := range []any{want.Object, top, meta} {
+	for _, part := range []any{want.Object, top, meta, ops} {
 		if err := enc.Encode(part); err != nil {
 			return v, fmt.Errorf("hash object: %w", err)
 		}
 	}
 	h.Sum(v[:0])
 	return v, nil
-}
-
-// readiness is nil for an object that does its work.
-func readiness(ref Ref, live *unstructured.Unstructured) *Finding {
-	if live.GetDeletionTimestamp() != nil {
-		return &Finding{ref, Terminating, terminating(live)}
-	}
-	res, err := status.Compute(live)
-	if err != nil {
-		return &Finding{ref, InProgress, "readiness cannot be told: " + err.Error()}
-	}
-	switch res.Status {
-	case status.CurrentStatus:
-		return nil
-	case status.FailedStatus:
-		return &Finding{ref, Failed, short(res.Message, patchLength)}
-	}
-	return &Finding{ref, InProgress, short(res.Message, patchLength)}
 }

@@ -11,6 +11,7 @@ import (
 // change is one field that differs. nil means that the field is not there.
 type change struct {
 	path     string
+	loose    string // the same, in the form of [loose]
 	from, to any
 }
 
@@ -32,17 +33,17 @@ func diff(live, want map[string]any) []change {
 			w, _ := want[k].(map[string]any)
 			for _, m := range keys(l, w) {
 				if !bookkeeping[m] {
-					diffValue("metadata."+m, l[m], w[m], &out)
+					diffValue("metadata."+m, loose("/metadata", m), l[m], w[m], &out)
 				}
 			}
 		default:
-			diffValue(k, live[k], want[k], &out)
+			diffValue(k, loose("", k), live[k], want[k], &out)
 		}
 	}
 	return out
 }
 
-func diffValue(path string, live, want any, out *[]change) {
+func diffValue(path, lp string, live, want any, out *[]change) {
 	if path == "metadata.labels" || path == "metadata.annotations" { // the first one of all is one change, not the map
 		live, want = orEmpty(live), orEmpty(want)
 	}
@@ -50,18 +51,18 @@ func diffValue(path string, live, want any, out *[]change) {
 	case map[string]any:
 		if w, ok := want.(map[string]any); ok {
 			for _, k := range keys(l, w) {
-				diffValue(path+step(k), l[k], w[k], out)
+				diffValue(path+step(k), loose(lp, k), l[k], w[k], out)
 			}
 			return
 		}
 	case []any:
 		if w, ok := want.([]any); ok {
-			diffList(path, l, w, out)
+			diffList(path, loose(lp, "*"), l, w, out)
 			return
 		}
 	}
 	if !equal(live, want) {
-		*out = append(*out, change{path, live, want})
+		*out = append(*out, change{path, lp, live, want})
 	}
 }
 
@@ -73,25 +74,25 @@ func orEmpty(v any) any {
 }
 
 // diffList pairs elements by the field that names them, where they have one, so that an inserted element is one change.
-func diffList(path string, live, want []any, out *[]change) {
+func diffList(path, lp string, live, want []any, out *[]change) {
 	key := listKey(live, want)
 	if key == "" {
 		for i := range max(len(live), len(want)) {
-			diffValue(fmt.Sprintf("%s[%d]", path, i), at(live, i), at(want, i), out)
+			diffValue(fmt.Sprintf("%s[%d]", path, i), lp, at(live, i), at(want, i), out)
 		}
 		return
 	}
 	before := len(*out)
 	l, w := byKey(live, key), byKey(want, key)
 	for _, k := range keys(l, w) {
-		diffValue(fmt.Sprintf("%s[%s]", path, k), l[k], w[k], out)
+		diffValue(fmt.Sprintf("%s[%s]", path, k), lp, l[k], w[k], out)
 	}
 	if len(*out) > before {
 		return
 	}
 	for i := range live { // same elements in another order: that matters for env and for args of init containers
 		if k := fmt.Sprint(live[i].(map[string]any)[key]); k != fmt.Sprint(want[i].(map[string]any)[key]) {
-			*out = append(*out, change{path, "order " + k + " …", "order " + fmt.Sprint(want[i].(map[string]any)[key]) + " …"})
+			*out = append(*out, change{path, lp, "order " + k + " …", "order " + fmt.Sprint(want[i].(map[string]any)[key]) + " …"})
 			return
 		}
 	}
@@ -188,7 +189,7 @@ const (
 )
 
 // patch is a short text that says what has to change: `spec.replicas: 5 → 3; data.mode: "x" → (none)`.
-func patch(ref Ref, changes []change) string {
+func patch(o *object, changes []change) string {
 	var b strings.Builder
 	for i, c := range changes {
 		if i == patchChanges || b.Len() > patchLength {
@@ -198,7 +199,7 @@ func patch(ref Ref, changes []change) string {
 		if i > 0 {
 			b.WriteString("; ")
 		}
-		if isSecret(ref) && strings.HasPrefix(c.path, "data") || delicate(c.path) {
+		if isSecret(o.ref) && strings.HasPrefix(c.path, "data") || delicate(c.path) || o.touches(c) {
 			fmt.Fprintf(&b, "%s: differs", c.path)
 			continue
 		}

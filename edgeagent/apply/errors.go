@@ -55,7 +55,11 @@ func httpCode(err error) int32 {
 }
 
 // finding says what the API server's answer means for one object.
-func finding(ref Ref, err error) Finding {
+func finding(ref Ref, err error) Finding { return findingOf(ref, err, isSecret(ref)) }
+
+// findingOf is finding for an object with values that nobody should read, if delicate: the API server quotes what it does
+// not like.
+func findingOf(ref Ref, err error, delicate bool) Finding {
 	var s apierrors.APIStatus
 	if !errors.As(err, &s) {
 		return Finding{ref, Unavailable, err.Error()}
@@ -66,6 +70,9 @@ func finding(ref Ref, err error) Finding {
 	case hasCause(st, "NamespaceTerminating"):
 		return Finding{ref, Terminating, fmt.Sprintf("namespace %q is being deleted", ref.Namespace)}
 	case strings.Contains(msg, "admission webhook") || strings.Contains(msg, "failed calling webhook"):
+		if who, _, ok := strings.Cut(msg, " denied the request"); ok && delicate {
+			msg = who + " denied the request (details are withheld: they may quote a secret)"
+		}
 		return Finding{ref, Rejected, msg}
 	case apierrors.IsForbidden(err):
 		_, why, ok := strings.Cut(msg, " is forbidden: ")
@@ -78,7 +85,7 @@ func finding(ref Ref, err error) Finding {
 	case apierrors.IsNotFound(err) && st.Details != nil && st.Details.Kind == "namespaces":
 		return Finding{ref, NoNamespace, fmt.Sprintf("namespace %q does not exist: add it to the bundle or allow createNamespace", ref.Namespace)}
 	case apierrors.IsInvalid(err):
-		return invalid(ref, st)
+		return invalid(ref, st, delicate)
 	case apierrors.IsConflict(err):
 		return Finding{ref, Conflict, "changed by somebody else at the same moment: " + msg}
 	case says(msg, undecodable):
@@ -87,9 +94,9 @@ func finding(ref Ref, err error) Finding {
 		}
 		return Finding{ref, Invalid, "invalid: " + msg}
 	case apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
-		return Finding{ref, Invalid, "invalid: " + redact(ref, msg)}
+		return Finding{ref, Invalid, "invalid: " + redact(delicate, msg)}
 	}
-	return Finding{ref, Unavailable, redact(ref, msg)}
+	return Finding{ref, Unavailable, redact(delicate, msg)}
 }
 
 // immutableSays are the words by which API servers and CRD rules refuse a change in place; there is no code for it.
@@ -101,7 +108,7 @@ var immutableSays = []string{
 // undecodable answers come as plain 500s. They name fields and types, never values.
 var undecodable = []string{"field not declared in schema", "failed to create typed patch object", "unable to convert unstructured object", "cannot unmarshal"}
 
-func invalid(ref Ref, st metav1.Status) Finding {
+func invalid(ref Ref, st metav1.Status, delicate bool) Finding {
 	var immutable, other []string
 	if st.Details != nil {
 		for _, c := range st.Details.Causes {
@@ -112,7 +119,7 @@ func invalid(ref Ref, st metav1.Status) Finding {
 			if says(c.Message, immutableSays) {
 				immutable = append(immutable, field)
 			} else {
-				other = append(other, field+": "+redact(ref, short(c.Message, 160)))
+				other = append(other, field+": "+redact(delicate, short(c.Message, 160)))
 			}
 		}
 	}
@@ -122,7 +129,7 @@ func invalid(ref Ref, st metav1.Status) Finding {
 	case len(immutable) > 0:
 		return Finding{ref, Immutable, fmt.Sprintf("%s is immutable: the object must be deleted and created again to change it", strings.Join(immutable, ", "))}
 	}
-	return Finding{ref, Invalid, "invalid: " + redact(ref, short(st.Message, 300))}
+	return Finding{ref, Invalid, "invalid: " + redact(delicate, short(st.Message, 300))}
 }
 
 func says(msg string, any []string) bool {
@@ -134,9 +141,8 @@ func says(msg string, any []string) bool {
 	return false
 }
 
-// redact drops messages about Secrets: the API server quotes the value it does not like.
-func redact(ref Ref, msg string) string {
-	if isSecret(ref) {
+func redact(delicate bool, msg string) string {
+	if delicate {
 		return "the API server refuses it (details are withheld: they may quote the secret)"
 	}
 	return msg

@@ -34,6 +34,7 @@ const (
 	HookFailed       Reason = "HookFailed"       // a hook did not succeed, so the release did not go on
 	NoSiteValues     Reason = "NoSiteValues"     // what the site is to fill in is missing or not acceptable
 	NoAccount        Reason = "NoAccount"        // the service account to write with does not exist
+	KeepPolicy       Reason = "KeepPolicy"       // it says itself that it stays
 	PruneHeld        Reason = "PruneHeld"        // unusually much would be deleted
 )
 

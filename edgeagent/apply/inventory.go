@@ -26,9 +26,13 @@ func (a *Applier) Inventory(ctx context.Context, d Deployment) ([]Ref, error) {
 		scope, _, _ := unstructured.NestedString(u.Object, "spec", "scope")
 		brought[schema.GroupKind{Group: group, Kind: kind}] = scope == "Namespaced"
 	}
-	p := a.pass()
+	p := a.pass(d)
 	out := make([]Ref, 0, len(d.Objects))
-	for _, o := range d.Objects {
+	hooks := hooked(d.Handling)
+	for i, o := range d.Objects {
+		if hooks[i] {
+			continue
+		}
 		ref := o.Ref
 		namespaced, ok := brought[schema.GroupKind{Group: o.Group, Kind: o.Kind}]
 		if !ok {

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 )
 
@@ -36,13 +37,19 @@ type kinds struct {
 
 func newKinds(raw rest.Interface) *kinds { return &kinds{raw: raw} }
 
-// pass looks kinds up for one Apply, Check or Remove.
+// pass is what one Apply, Check or Remove finds out once: which kinds there are, and with whose rights to write.
 type pass struct {
 	a         *Applier
+	d         Deployment
+	removing  bool
 	refreshed bool
+
+	resolved  bool // the rest is known; see writer
+	dyn       dynamic.Interface
+	noAccount string
 }
 
-func (a *Applier) pass() *pass { return &pass{a: a} }
+func (a *Applier) pass(d Deployment) *pass { return &pass{a: a, d: d} }
 
 // find is where a kind is served. finding is set when it is not; err when that cannot be known now.
 func (p *pass) find(ctx context.Context, ref Ref) (kind, *Finding, error) {

@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 
@@ -19,6 +20,10 @@ type object struct {
 	kind kind
 	live *unstructured.Unstructured // nil: not on the cluster
 	fail *Finding                   // set: nothing more is done with it in this pass
+
+	filled map[string]bool   // paths, in the form of [loose], that hold values of the site
+	asked  [sha256.Size]byte // see [asked]
+	known  bool              // ready and as wanted, as the watch knows; live is nil then
 }
 
 func (o *object) isNamespace() bool { return o.ref.Group == "" && o.ref.Kind == "Namespace" }
@@ -59,7 +64,9 @@ func decode(o bundlefmt.Object, deployment string) *object {
 	if isAggregated(o.Ref, w) {
 		delete(w, "rules") // filled in by a controller
 	}
+	// A bundle that names the mark of a hook would have the object left out of everything.
 	labels := out.want.GetLabels()
+	delete(labels, HookLabel)
 	if labels == nil {
 		labels = map[string]string{}
 	}
@@ -113,6 +120,40 @@ func mergeStringData(secret map[string]any) error {
 
 func isAggregated(r Ref, o map[string]any) bool {
 	return r.Group == "rbac.authorization.k8s.io" && r.Kind == "ClusterRole" && o["aggregationRule"] != nil
+}
+
+// finding says what the API server's answer means for the object.
+func (o *object) finding(err error) Finding {
+	return findingOf(o.ref, err, isSecret(o.ref) || len(o.filled) > 0)
+}
+
+// decodeAll makes the objects and the hooks of a deployment, with the site's values in them. The finding says why those are
+// not there; objects are returned all the same, with tokens in them: they can be looked for, not written.
+func (a *Applier) decodeAll(ctx context.Context, p *pass) (objects []*object, hooks []*hook, f *Finding, err error) {
+	site, f, err := a.siteValues(ctx, p)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	hook1 := map[int]bundlefmt.Hook{}
+	for _, h := range p.d.Handling.Hooks {
+		hook1[h.Object] = h
+	}
+	for i, o := range p.d.Objects {
+		obj := decode(o, p.d.Name)
+		site.fill(obj)
+		spec, ok := hook1[i]
+		if !ok {
+			objects = append(objects, obj)
+			continue
+		}
+		if obj.fail == nil {
+			labels := obj.want.GetLabels()
+			labels[HookLabel] = "true"
+			obj.want.SetLabels(labels)
+		}
+		hooks = append(hooks, &hook{obj, spec})
+	}
+	return objects, hooks, f, nil
 }
 
 // place finds an object's kind and namespace under the deployment's policy.
@@ -245,7 +286,8 @@ func (a *Applier) listPage(ctx context.Context, list func(context.Context, metav
 	return list(ctx, o)
 }
 
-// claim says why a live object must not be touched for the deployment, if so.
+// claim says why a live object must not be touched for the deployment, if so. Whether one that is nobody's may be taken is
+// for the release to say.
 func (o *object) claim(deployment string) *Finding {
 	if o.live == nil {
 		return nil

@@ -12,6 +12,17 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// A prune of at least this many objects, and more than half of the release before, waits for a confirmation: a values file
+// that went missing looks just like that.
+const pruneHold = 10
+
+// victim is an object that is there, is ours, and is not in the release.
+type victim struct {
+	ref  Ref
+	kind kind
+	live *unstructured.Unstructured
+}
+
 // prune deletes what the previous release had and this one has not, in reverse order. Propagation is background: the
 // release does not wait for the Pods of a Deployment that it dropped.
 func (r *release) prune(ctx context.Context, previous []Ref) error {
@@ -23,22 +34,62 @@ func (r *release) prune(ctx context.Context, previous []Ref) error {
 		}
 	}
 	d := deletion{a: r.a, kinds: r.kinds, deployment: r.d.Name, spare: uids}
+	var victims []victim
 	for _, ref := range inRemovalOrder(previous) {
 		if current[idOf(ref)] {
 			continue
 		}
-		deleted, f, err := d.delete(ctx, ref)
+		k, live, f, err := d.find(ctx, ref)
 		switch {
 		case err != nil:
 			return fmt.Errorf("prune %s: %w", ref, err)
 		case f != nil:
 			r.res.Kept = append(r.res.Kept, *f)
-			continue
-		case deleted:
-			r.res.Pruned = append(r.res.Pruned, ref)
+		case live == nil:
+			r.dropped = append(r.dropped, ref)
+		default:
+			victims = append(victims, victim{ref, k, live})
 		}
-		r.dropped = append(r.dropped, ref)
 	}
+	if n := len(victims); n >= pruneHold && 2*n > r.was && !r.d.Policy.ConfirmPrune {
+		r.res.Held = &Finding{victims[0].ref, PruneHeld, fmt.Sprintf("the release would delete %d of %d objects, which is unusually much: "+
+			"the rest is applied and nothing is deleted; if that is meant, confirm on the hub: kubectl annotate bundles.shoal.dev BUNDLE %s", n, max(n, r.was), confirmPrune)}
+		return nil
+	}
+	for _, v := range victims {
+		if err := r.pruneOne(ctx, &d, v); err != nil {
+			return fmt.Errorf("prune %s: %w", v.ref, err)
+		}
+	}
+	return nil
+}
+
+// confirmPrune is what the hub's bundle is annotated with.
+const confirmPrune = "shoal.dev/confirm-prune=yes"
+
+func (r *release) pruneOne(ctx context.Context, d *deletion, v victim) error {
+	deleted, f, err := d.deleteFound(ctx, v)
+	if f != nil && f.Reason == KeepPolicy {
+		if _, f2, err := d.disown(ctx, v); err != nil || f2 != nil {
+			if f2 != nil {
+				r.res.Kept = append(r.res.Kept, *f2)
+			}
+			return err
+		}
+		r.res.Kept = append(r.res.Kept, *f)
+		r.dropped = append(r.dropped, v.ref)
+		return nil
+	}
+	switch {
+	case err != nil:
+		return err
+	case f != nil:
+		r.res.Kept = append(r.res.Kept, *f)
+		return nil
+	case deleted:
+		r.res.Pruned = append(r.res.Pruned, v.ref)
+	}
+	r.dropped = append(r.dropped, v.ref)
 	return nil
 }
 
@@ -49,6 +100,10 @@ type deletion struct {
 	deployment string
 	foreground bool               // keep an object until what it controls is gone
 	spare      map[types.UID]bool // the same object under another API group
+
+	// What may go with everything in it.
+	crds, volumes bool
+	namespace     string
 }
 
 // delete deletes one object if it carries the deployment's label. A finding says why it was not deleted; neither deleted
@@ -58,32 +113,64 @@ func (d *deletion) delete(ctx context.Context, ref Ref) (deleted bool, f *Findin
 	if live == nil || f != nil || err != nil {
 		return false, f, err
 	}
-	if live.GetDeletionTimestamp() != nil {
-		return false, &Finding{ref, Terminating, terminating(live)}, nil
+	return d.deleteFound(ctx, victim{ref, k, live})
+}
+
+func (d *deletion) deleteFound(ctx context.Context, v victim) (deleted bool, f *Finding, err error) {
+	if f := d.a.lives(v.ref, v.live); f != nil {
+		return false, f, nil
 	}
-	why, err := d.a.content(ctx, k, live)
+	if v.live.GetDeletionTimestamp() != nil {
+		return false, &Finding{v.ref, Terminating, terminating(v.live)}, nil
+	}
+	if v.live.GetAnnotations()[resourcePolicy] == "keep" {
+		return false, &Finding{v.ref, KeepPolicy, "kept: its annotation " + resourcePolicy + " says so"}, nil
+	}
+	why, err := d.content(ctx, v.kind, v.live)
 	if err != nil {
 		return false, nil, err
 	}
 	if why != "" {
-		return false, &Finding{ref, HasContent, why}, nil
+		return false, &Finding{v.ref, HasContent, why}, nil
 	}
-	uid, propagation := live.GetUID(), metav1.DeletePropagationBackground
-	if d.foreground && hasDependents(ref) {
+	return d.deleteNow(ctx, v)
+}
+
+// resourcePolicy is Helm's word for an object that outlives its release.
+const resourcePolicy = "helm.sh/resource-policy"
+
+// deleteNow asks nothing more.
+func (d *deletion) deleteNow(ctx context.Context, v victim) (deleted bool, f *Finding, err error) {
+	client, f, err := d.kinds.writer(ctx, v.ref, v.kind, v.ref.Namespace)
+	if f != nil || err != nil {
+		return false, f, err
+	}
+	uid, propagation := v.live.GetUID(), metav1.DeletePropagationBackground
+	if d.foreground && hasDependents(v.ref) {
 		propagation = metav1.DeletePropagationForeground
 	}
 	rctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	err = d.a.client(k, ref.Namespace).Delete(rctx, ref.Name, metav1.DeleteOptions{
+	err = client.Delete(rctx, v.ref.Name, metav1.DeleteOptions{
 		PropagationPolicy: &propagation, Preconditions: &metav1.Preconditions{UID: &uid},
 	})
-	d.a.forget(ref)
-	gone, f, err := d.answer(ctx, ref, err)
+	d.a.forget(v.ref)
+	d.a.tracked.lose(objectKey{v.kind.gvr, v.ref.Namespace, v.ref.Name})
+	gone, f, err := d.answer(ctx, v.ref, err)
 	return !gone && f == nil && err == nil, f, err
 }
 
-// find gets an object that is the deployment's; nil: there is none.
+// find gets an object that is the deployment's; nil: there is none. Hooks are no part of an inventory.
 func (d *deletion) find(ctx context.Context, ref Ref) (kind, *unstructured.Unstructured, *Finding, error) {
+	k, live, f, err := d.look(ctx, ref)
+	if live != nil && (owner(live) != d.deployment || isHook(live) || d.spare[live.GetUID()]) {
+		live = nil
+	}
+	return k, live, f, err
+}
+
+// look gets an object, whoever has it.
+func (d *deletion) look(ctx context.Context, ref Ref) (kind, *unstructured.Unstructured, *Finding, error) {
 	k, f, err := d.kinds.any(ctx, ref)
 	if err != nil {
 		return k, nil, nil, err
@@ -101,10 +188,25 @@ func (d *deletion) find(ctx context.Context, ref Ref) (kind, *unstructured.Unstr
 	if gone, f, err := d.answer(ctx, ref, err); gone || f != nil || err != nil {
 		return k, nil, f, err
 	}
-	if owner(live) != d.deployment || d.spare[live.GetUID()] {
-		return k, nil, nil, nil
-	}
 	return k, live, nil, nil
+}
+
+// disown takes the deployment's label off an object that stays. gone: it is not there any more.
+func (d *deletion) disown(ctx context.Context, v victim) (gone bool, f *Finding, err error) {
+	client, f, err := d.kinds.writer(ctx, v.ref, v.kind, v.ref.Namespace)
+	if f != nil || err != nil {
+		return false, f, err
+	}
+	// The tests refuse it on an object that changed hands meanwhile; a resource version would also refuse it when only the
+	// status moved.
+	rctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	const path = "/metadata/labels/shoal.dev~1deployment"
+	body := fmt.Appendf(nil, `[{"op":"test","path":"/metadata/uid","value":%q},{"op":"test","path":%q,"value":%q},{"op":"remove","path":%q}]`,
+		v.live.GetUID(), path, d.deployment, path)
+	_, err = client.Patch(rctx, v.ref.Name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: FieldManager})
+	d.a.forget(v.ref)
+	return d.answer(ctx, v.ref, err)
 }
 
 // hasDependents: workloads wait for their Pods. Everything else would only wait for the garbage collector, which takes half
@@ -128,18 +230,33 @@ func (d *deletion) answer(ctx context.Context, ref Ref, err error) (gone bool, f
 
 // content says what would be lost, beyond the object itself, if it were deleted; empty: nothing. A namespace takes all its
 // objects along, a CRD its custom resources, a claim its data.
-func (a *Applier) content(ctx context.Context, k kind, live *unstructured.Unstructured) (string, error) {
+func (d *deletion) content(ctx context.Context, k kind, live *unstructured.Unstructured) (string, error) {
 	switch (schema.GroupKind{Group: k.gvr.Group, Kind: k.kind}) {
 	case schema.GroupKind{Kind: "PersistentVolumeClaim"}:
-		if v, _, _ := unstructured.NestedString(live.Object, "spec", "volumeName"); v != "" {
+		if v, _, _ := unstructured.NestedString(live.Object, "spec", "volumeName"); v != "" && !d.volumes {
 			return fmt.Sprintf("kept: it holds the data of volume %q; delete it by hand if that may go", v), nil
 		}
+	case schema.GroupKind{Kind: "PersistentVolume"}:
+		if c, _, _ := unstructured.NestedString(live.Object, "spec", "claimRef", "name"); c != "" && !d.volumes {
+			return fmt.Sprintf("kept: it holds the data of claim %q; delete it by hand if that may go", c), nil
+		}
 	case schema.GroupKind{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}:
-		return a.customResources(ctx, live)
+		if !d.crds {
+			return d.a.customResources(ctx, live)
+		}
 	case schema.GroupKind{Kind: "Namespace"}:
-		return a.inNamespace(ctx, live.GetName())
+		if live.GetName() == d.namespace {
+			return d.others(ctx, d.namespace)
+		}
+		return d.a.inNamespace(ctx, live.GetName(), "", ownContent)
 	}
 	return "", nil
+}
+
+// others says what another deployment has in a namespace that may go with everything in it: that was said by one bundle,
+// not by the other one.
+func (d *deletion) others(ctx context.Context, ns string) (string, error) {
+	return d.a.inNamespace(ctx, ns, Label+","+Label+"!="+d.deployment, nil)
 }
 
 func (a *Applier) customResources(ctx context.Context, crd *unstructured.Unstructured) (string, error) {
@@ -156,7 +273,7 @@ func (a *Applier) customResources(ctx context.Context, crd *unstructured.Unstruc
 	if version == "" {
 		return fmt.Sprintf("kept: it serves no version, so nobody can tell whether objects are stored as %v", stored), nil
 	}
-	n, example, err := a.some(ctx, kind{gvr: schema.GroupVersionResource{Group: group, Version: version, Resource: plural}}, "", nil)
+	n, example, err := a.some(ctx, kind{gvr: schema.GroupVersionResource{Group: group, Version: version, Resource: plural}}, "", "", nil)
 	if err != nil || n == 0 {
 		return "", err
 	}
@@ -164,7 +281,7 @@ func (a *Applier) customResources(ctx context.Context, crd *unstructured.Unstruc
 }
 
 // inNamespace looks through every kind that can be listed: rare, and the price of never deleting what nobody named.
-func (a *Applier) inNamespace(ctx context.Context, ns string) (string, error) {
+func (a *Applier) inNamespace(ctx context.Context, ns, selector string, counts func(kind, *metav1.PartialObjectMetadata) bool) (string, error) {
 	if slices.Contains([]string{"default", "kube-system", "kube-public", "kube-node-lease"}, ns) {
 		return "kept: it belongs to Kubernetes", nil
 	}
@@ -179,7 +296,7 @@ func (a *Applier) inNamespace(ctx context.Context, ns string) (string, error) {
 		if !k.namespaced || slices.Contains([]string{"events", "endpoints", "endpointslices"}, k.gvr.Resource) {
 			continue
 		}
-		n, example, err := a.some(ctx, k, ns, ownContent)
+		n, example, err := a.some(ctx, k, ns, selector, counts)
 		if err != nil {
 			return "", err
 		}
@@ -202,11 +319,11 @@ func ownContent(k kind, m *metav1.PartialObjectMetadata) bool {
 }
 
 // some counts the objects of a kind that keep accepts, on the first page only, and names one.
-func (a *Applier) some(ctx context.Context, k kind, ns string, keep func(kind, *metav1.PartialObjectMetadata) bool) (n int, example string, err error) {
+func (a *Applier) some(ctx context.Context, k kind, ns, selector string, keep func(kind, *metav1.PartialObjectMetadata) bool) (n int, example string, err error) {
 	rctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	k.namespaced = ns != ""
-	list, err := a.metaClient(k, ns).List(rctx, metav1.ListOptions{Limit: 50})
+	list, err := a.metaClient(k, ns).List(rctx, metav1.ListOptions{Limit: 50, LabelSelector: selector})
 	if o := a.outage(ctx, err); o != nil {
 		return 0, "", o
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -133,9 +135,21 @@ func owns(live *unstructured.Unstructured, path []string) bool {
 
 // autoscalers finds out which objects are scaled on the site. It asks only about a namespace in which a number of replicas
 // differs, once per pass.
+//
+// With reuse, an earlier pass's answer is good enough to say that a number is the autoscaler's; that it is not is said only
+// after asking.
 type autoscalers struct {
 	a     *Applier
 	cache map[string][]scaler
+	reuse bool
+}
+
+// scalersLife is how long the autoscalers of a namespace are remembered.
+const scalersLife = 5 * time.Minute
+
+type rememberedScalers struct {
+	at   time.Time
+	list []scaler
 }
 
 type scaler struct {
@@ -148,6 +162,14 @@ var autoscalerResource = schema.GroupVersionResource{Group: "autoscaling", Versi
 // scaled is whether n replicas are what an autoscaler may have chosen for ref.
 func (s *autoscalers) scaled(ctx context.Context, ref Ref, n int64) (bool, error) {
 	list, ok := s.cache[ref.Namespace]
+	if !ok && s.reuse {
+		s.a.mu.Lock()
+		old := s.a.scalers[ref.Namespace]
+		s.a.mu.Unlock()
+		if time.Since(old.at) < scalersLife && allows(old.list, ref, n) {
+			return true, nil
+		}
+	}
 	if !ok {
 		found, err := s.a.listPage(ctx, s.a.dyn.Resource(autoscalerResource).Namespace(ref.Namespace).List, metav1.ListOptions{})
 		if out := s.a.outage(ctx, err); out != nil {
@@ -162,13 +184,17 @@ func (s *autoscalers) scaled(ctx context.Context, ref Ref, n int64) (bool, error
 			s.cache = map[string][]scaler{}
 		}
 		s.cache[ref.Namespace] = list
+		s.a.mu.Lock()
+		s.a.scalers[ref.Namespace] = rememberedScalers{time.Now(), list}
+		s.a.mu.Unlock()
 	}
-	for _, h := range list {
-		if h.group == ref.Group && h.kind == ref.Kind && h.name == ref.Name && n >= h.min && n <= h.max {
-			return true, nil
-		}
-	}
-	return false, nil
+	return allows(list, ref, n), nil
+}
+
+func allows(list []scaler, ref Ref, n int64) bool {
+	return slices.ContainsFunc(list, func(h scaler) bool {
+		return h.group == ref.Group && h.kind == ref.Kind && h.name == ref.Name && n >= h.min && n <= h.max
+	})
 }
 
 func scalerOf(o map[string]any) scaler {
@@ -187,7 +213,7 @@ func scalerOf(o map[string]any) scaler {
 }
 
 // effective is want for this cluster at this moment.
-func (s *autoscalers) effective(ctx context.Context, o *object) (*unstructured.Unstructured, error) {
+func (s *autoscalers) effective(ctx context.Context, o *object, e exempt) (*unstructured.Unstructured, error) {
 	if o.live == nil {
 		return o.want, nil
 	}
@@ -197,5 +223,5 @@ func (s *autoscalers) effective(ctx context.Context, o *object) (*unstructured.U
 		failed = err
 		return ok
 	})
-	return want, failed
+	return e.leave(want, o.live), failed
 }

@@ -27,6 +27,8 @@ const (
 type tracked struct {
 	mu      sync.Mutex
 	byName  map[string][]schema.GroupVersionResource
+	sources map[string][]source // with values for a deployment
+	memory  memory
 	seen    map[objectKey]sighting
 	changed chan struct{} // holds one token: the set of kinds may differ
 }
@@ -45,6 +47,8 @@ type sighting struct {
 
 func (t *tracked) init() {
 	t.byName = map[string][]schema.GroupVersionResource{}
+	t.sources = map[string][]source{}
+	t.memory = memory{live: map[schema.GroupVersionResource]bool{}, objects: map[objectKey]*remembered{}}
 	t.seen = map[objectKey]sighting{}
 	t.changed = make(chan struct{}, 1)
 }
@@ -63,6 +67,7 @@ func (t *tracked) set(deployment string, gvrs []schema.GroupVersionResource) {
 	t.mu.Lock()
 	if len(gvrs) == 0 {
 		delete(t.byName, deployment)
+		delete(t.sources, deployment)
 		for k, s := range t.seen {
 			if s.deployment == deployment {
 				delete(t.seen, k)
@@ -78,11 +83,30 @@ func (t *tracked) set(deployment string, gvrs []schema.GroupVersionResource) {
 	}
 }
 
+// reads says where a deployment's values come from.
+func (t *tracked) reads(deployment string, s []source) {
+	t.mu.Lock()
+	same := slices.Equal(t.sources[deployment], s)
+	t.sources[deployment] = s
+	t.mu.Unlock()
+	if !same {
+		select {
+		case t.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // saw notes what the caller knows, so that the watch does not tell it again.
 func (t *tracked) saw(gvr schema.GroupVersionResource, m metav1.Object) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.seen[objectKey{gvr, m.GetNamespace(), m.GetName()}] = sighting{m.GetResourceVersion(), m.GetUID(), m.GetLabels()[Label]}
+	key := objectKey{gvr, m.GetNamespace(), m.GetName()}
+	t.seen[key] = sighting{m.GetResourceVersion(), m.GetUID(), m.GetLabels()[Label]}
+	// Only what the watch has told of: an object that was deleted meanwhile must not come back to stay.
+	if old := t.memory.objects[key]; old != nil && old.uid == m.GetUID() && newer(m.GetResourceVersion(), old.resourceVersion) {
+		t.memory.objects[key] = newRemembered(gvr, m)
+	}
 }
 
 // item is one event that is news for a deployment unless the caller turns out to know it.
@@ -99,6 +123,7 @@ func (t *tracked) news(gvr schema.GroupVersionResource, e watch.EventType, m met
 	key := objectKey{gvr, m.GetNamespace(), m.GetName()}
 	now := sighting{m.GetResourceVersion(), m.GetUID(), m.GetLabels()[Label]}
 	before, known := t.seen[key]
+	t.remember(key, e, m)
 	if e == watch.Deleted {
 		delete(t.seen, key)
 	}
@@ -133,6 +158,37 @@ func (t *tracked) kinds() map[schema.GroupVersionResource]bool {
 	return out
 }
 
+// told is who is to hear of a source that has changed.
+func (t *tracked) told(s source) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []string
+	for name, from := range t.sources {
+		if _, ours := t.byName[name]; ours && slices.Contains(from, s) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// watches are the connections there should be: one for each kind, in all namespaces, and one for each source of values.
+func (t *tracked) watches() map[source]bool {
+	out := map[source]bool{}
+	for g := range t.kinds() {
+		out[source{gvr: g}] = true
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name, from := range t.sources {
+		if _, ours := t.byName[name]; ours {
+			for _, s := range from {
+				out[s] = true
+			}
+		}
+	}
+	return out
+}
+
 func (t *tracked) users(gvr schema.GroupVersionResource) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -149,8 +205,9 @@ func (t *tracked) users(gvr schema.GroupVersionResource) []string {
 }
 
 // Watch calls changed, from one goroutine, whenever a deployment that Apply or Check has seen may stand differently: one
-// of its objects was edited, deleted, or reports progress. It watches only the kinds these deployments use, only objects
-// that carry our label, only their metadata. Calls are coalesced; changed should only take note.
+// of its objects was edited, deleted, or reports progress, or the site's values for it have changed. It watches only the
+// kinds these deployments use and only objects that carry our label; of Secrets, ConfigMaps and others (see [bodiless]) only
+// their metadata. Check uses what was seen. Calls are coalesced; changed should only take note.
 //
 // changed is also called for every deployment that uses a kind when the watch of that kind starts and when it comes back
 // after an outage: what happened before is unknown then. The Applier's own writes are not told, so repairing does not
@@ -168,10 +225,10 @@ func (a *Applier) Watch(ctx context.Context, changed func(deployment string)) er
 		case <-ctx.Done():
 		}
 	}
-	running := map[schema.GroupVersionResource]context.CancelFunc{}
+	running := map[source]context.CancelFunc{}
 	var out outages
 	for {
-		want := a.tracked.kinds()
+		want := a.tracked.watches()
 		for gvr, stop := range running {
 			if !want[gvr] {
 				stop()
@@ -182,7 +239,7 @@ func (a *Applier) Watch(ctx context.Context, changed func(deployment string)) er
 			if running[gvr] == nil {
 				wctx, stop := context.WithCancel(ctx)
 				running[gvr] = stop
-				w := kindWatch{a: a, gvr: gvr, tell: tell, outages: &out}
+				w := kindWatch{a: a, gvr: gvr.gvr, source: gvr, tell: tell, outages: &out}
 				wg.Go(func() { defer stop(); w.run(wctx) })
 			}
 		}
@@ -260,6 +317,8 @@ type kindWatch struct {
 	gvr  schema.GroupVersionResource
 	tell func(item)
 
+	source source // with a name: only that object, for the sake of the values in it
+
 	outages *outages
 
 	at string // resource version to go on from; empty: from now, everything untold
@@ -272,10 +331,14 @@ func (w *kindWatch) run(ctx context.Context) {
 			w.outages.end()
 		}
 	}()
+	if w.source.name == "" {
+		defer w.a.tracked.over(w.gvr)
+	}
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := w.once(ctx, func() {
-			if w.at == "" {
+			if w.at == "" && w.source.name == "" {
+				w.a.tracked.stands(w.gvr)
 				for _, d := range w.a.tracked.users(w.gvr) {
 					w.tell(item{deployment: d}) // of no object: nobody knows it
 				}
@@ -296,6 +359,9 @@ func (w *kindWatch) run(ctx context.Context) {
 			}
 			// What the server has kept could be read on from here, but what is told after an outage should not depend on it.
 			down, w.at = true, ""
+			if w.source.name == "" {
+				w.a.tracked.over(w.gvr)
+			}
 		}
 		// Also after an orderly end: a server that ends watches at once must not be asked in a loop.
 		if time.Since(began) > backoffMax {
@@ -316,8 +382,8 @@ var (
 // once runs one watch connection; up is called when it stands. nil means that the server ended it in an orderly way.
 func (w *kindWatch) once(ctx context.Context, up func()) error {
 	life := int64((watchLife + rand.N(watchLife)).Seconds())
-	conn, err := w.a.meta.Resource(w.gvr).Watch(ctx, metav1.ListOptions{
-		LabelSelector: Label, ResourceVersion: w.at, AllowWatchBookmarks: true, TimeoutSeconds: &life,
+	conn, err := w.connect(ctx, metav1.ListOptions{
+		LabelSelector: Label + ",!" + HookLabel, ResourceVersion: w.at, AllowWatchBookmarks: true, TimeoutSeconds: &life,
 	})
 	if err != nil {
 		if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
@@ -354,6 +420,17 @@ func (w *kindWatch) once(ctx context.Context, up func()) error {
 	}
 }
 
+func (w *kindWatch) connect(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	switch {
+	case w.source.name != "":
+		o.LabelSelector, o.FieldSelector = "", "metadata.name="+w.source.name
+		return w.a.meta.Resource(w.gvr).Namespace(w.source.namespace).Watch(ctx, o)
+	case bodiless(w.gvr):
+		return w.a.meta.Resource(w.gvr).Watch(ctx, o)
+	}
+	return w.a.dyn.Resource(w.gvr).Watch(ctx, o)
+}
+
 func (w *kindWatch) event(e watch.Event) error {
 	if e.Type == watch.Error {
 		err := apierrors.FromObject(e.Object)
@@ -368,6 +445,12 @@ func (w *kindWatch) event(e watch.Event) error {
 	}
 	w.at = m.GetResourceVersion()
 	if e.Type == watch.Bookmark {
+		return nil
+	}
+	if w.source.name != "" {
+		for _, d := range w.a.tracked.told(w.source) {
+			w.tell(item{deployment: d})
+		}
 		return nil
 	}
 	for _, i := range w.a.tracked.news(w.gvr, e.Type, m) {
