@@ -1,154 +1,332 @@
 package source
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
 	yamlv3 "go.yaml.in/yaml/v3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/target"
 )
 
-// Limits of fleet.yaml and of values files, against files made to exhaust memory.
-const (
-	maxOptionsFile = 1 << 20
-	maxNodes       = 100_000 // values after aliases are expanded
-	maxNesting     = 64
-)
-
-// fleetYAML is fleet.yaml as far as it is supported.
+// fleetYAML is fleet.yaml: the spec of a Bundle, and what only exists on the way to it.
 type fleetYAML struct {
-	fleetOptions         `json:",inline"`
-	Name                 string                    `json:"name"`
-	Labels               map[string]string         `json:"labels"`
-	Paused               bool                      `json:"paused"`
-	RolloutStrategy      *v1alpha1.RolloutStrategy `json:"rolloutStrategy"`
-	Targets              []fleetTarget             `json:"targets"`
-	TargetCustomizations []fleetTarget             `json:"targetCustomizations"`
-
-	file  string
-	lines map[string]int // field path → line
-}
-
-// at is "file:line" of a field, or of the nearest field around it.
-func (f *fleetYAML) at(field string) string {
-	for p := field; p != ""; {
-		if l, ok := f.lines[p]; ok {
-			return fmt.Sprintf("%s:%d", f.file, l)
-		}
-		i := strings.LastIndexAny(p, ".[")
-		if i < 0 {
-			break
-		}
-		p = p[:i]
-	}
-	return f.file
+	v1alpha1.BundleSpec
+	Name                 string                              `json:"name"`
+	Labels               map[string]string                   `json:"labels"`
+	Annotations          map[string]string                   `json:"annotations"`
+	Helm                 *fleetHelm                          `json:"helm"`    // hides that of the spec
+	Targets              []fleetTarget                       `json:"targets"` // hide those of the spec
+	TargetCustomizations []fleetTarget                       `json:"targetCustomizations"`
+	OverrideTargets      *[]v1alpha1.BundleTargetRestriction `json:"overrideTargets"`
 }
 
 type fleetTarget struct {
-	v1alpha1.BundleTarget `json:",inline"`
-	Helm                  *fleetHelm `json:"helm"`
-}
-
-type fleetOptions struct {
-	v1alpha1.BundleOptions `json:",inline"`
-	Helm                   *fleetHelm `json:"helm"` // hides BundleOptions.Helm
+	v1alpha1.BundleTarget
+	Helm *fleetHelm `json:"helm"`
 }
 
 type fleetHelm struct {
-	v1alpha1.HelmOptions `json:",inline"`
-	ValuesFiles          []string `json:"valuesFiles"`
+	v1alpha1.HelmOptions
+	ValuesFiles []string `json:"valuesFiles"`
 }
 
-func (o fleetOptions) bundleOptions(prefix string, files map[string][]byte, used map[string]bool, at func(string, error) error) (v1alpha1.BundleOptions, error) {
-	return complete(o.BundleOptions, o.Helm, prefix, files, used, at)
+// bundle is a Bundle in the making.
+type bundle struct {
+	*tree
+	place
+	files  map[string][]byte
+	used   map[string]bool // files whose content has gone elsewhere: left out
+	doc    *document
+	out    *v1alpha1.Bundle
+	charts map[ChartRef]string // fetched or found → directory in the bundle
+	origin []chartOrigin
+	size   int // of all values as JSON
 }
 
-func (t fleetTarget) bundleOptions(prefix string, files map[string][]byte, used map[string]bool, at func(string, error) error) (v1alpha1.BundleOptions, error) {
-	return complete(t.BundleOptions, t.Helm, prefix, files, used, at)
+// bundle makes the Bundle of a place; everything that can be checked without rendering is checked here.
+func (t *tree) bundle(ctx context.Context, p place) (*v1alpha1.Bundle, error) {
+	files, err := readFiles(t.root, p.dir, p.driven)
+	if err != nil {
+		return nil, err
+	}
+	var options []byte
+	if p.options != "" {
+		if options, err = readFile(t.root, path.Join(p.dir, p.options), MaxFile); err != nil {
+			return nil, err
+		}
+	}
+	return t.make(ctx, p, files, options)
 }
 
-// complete checks that what the options name is there, and merges values files into values. Files it used up are noted:
-// they are left out of the bundle.
-func complete(o v1alpha1.BundleOptions, h *fleetHelm, prefix string, files map[string][]byte, used map[string]bool, at func(string, error) error) (v1alpha1.BundleOptions, error) {
+func (t *tree) make(ctx context.Context, p place, files map[string][]byte, options []byte) (*v1alpha1.Bundle, error) {
+	b := &bundle{tree: t, place: p, files: files, charts: map[ChartRef]string{}, used: map[string]bool{"fleet.yaml": true, "fleet.yml": true, p.options: true}}
+	b.out = &v1alpha1.Bundle{TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "Bundle"}}
+	read := b.fleetYAML
+	if p.options == bundleFile && !p.driven {
+		read = b.form2020
+	}
+	if err := read(ctx, path.Join(p.dir, p.options), options); err != nil {
+		return nil, err
+	}
+	b.restrict()
+	if n := len(b.out.Spec.Targets); n > maxTargets {
+		b.doc.report("", fmt.Errorf("%d targets with those of the GitRepo, the limit is %d", n, maxTargets))
+	}
+	switch {
+	case t.o.Name != "":
+		b.out.Name = t.o.Name
+	case b.out.Name == "":
+		b.out.Name = t.name(p)
+	}
+	if !validName(b.out.Name) {
+		b.doc.report("name", fmt.Errorf("%q must be %s", b.out.Name, nameFormat.words))
+	}
+	if err := b.annotate(); err != nil {
+		return nil, err
+	}
+	if len(b.doc.problems) > 0 {
+		slices.SortStableFunc(b.doc.problems, func(p, q Problem) int {
+			if p.File != q.File {
+				return strings.Compare(p.File, q.File)
+			}
+			return p.Line - q.Line
+		})
+		return nil, slices.Compact(b.doc.problems)
+	}
+	var err error
+	b.out.Spec.Resources, err = encode(b.files, b.used, b.size)
+	if err != nil {
+		return nil, b.inDir(err)
+	}
+	return b.out, nil
+}
+
+const maxTargets = 1000 // as the API has it
+
+// inDir says in which directory it is, where an error does not.
+func (b *bundle) inDir(err error) error {
+	if p := (Problem{}); errors.As(err, &p) && b.dir != "." {
+		p.File = path.Join(b.dir, p.File)
+		return p
+	}
+	return err
+}
+
+// restrict adds the GitRepo's targets. Those of the bundle then are customizations: they do not select.
+func (b *bundle) restrict() {
+	if b.out.Spec.TargetRestrictions != nil {
+		return // overrideTargets
+	}
+	for _, t := range b.o.Targets {
+		b.out.Spec.Targets = append(b.out.Spec.Targets, *t.DeepCopy())
+		b.out.Spec.TargetRestrictions = append(b.out.Spec.TargetRestrictions, v1alpha1.BundleTargetRestriction{Name: t.Name, ClusterMatch: *t.ClusterMatch.DeepCopy()})
+	}
+}
+
+// fleetYAML fills the Bundle from fleet.yaml; without one it is empty.
+func (b *bundle) fleetYAML(ctx context.Context, file string, data []byte) (err error) {
+	var f fleetYAML
+	if b.doc, err = readOptions(file, data, fleetSchema(), &f); err != nil {
+		return err
+	}
+	b.out.Name, b.out.Labels, b.out.Annotations = f.Name, f.Labels, f.Annotations
+	b.out.Spec = f.BundleSpec
+	spec := &b.out.Spec
+	b.labels("labels", f.Labels, validation.IsValidLabelValue)
+	b.labels("annotations", f.Annotations, nil)
+	ref := ChartRef{}
+	if f.Helm != nil {
+		ref = f.Helm.ref()
+	}
+	if err := b.complete(ctx, "", &spec.BundleOptions, f.Helm, ref); err != nil {
+		return err
+	}
+	b.rollout(spec.RolloutStrategy)
+	for i, d := range spec.DependsOn {
+		b.selector(fmt.Sprintf("dependsOn[%d].selector", i), d.Selector)
+	}
+	for _, list := range []struct {
+		field   string
+		targets []fleetTarget
+	}{{"targets", f.Targets}, {"targetCustomizations", f.TargetCustomizations}} {
+		for i, t := range list.targets {
+			at := fmt.Sprintf("%s[%d]", list.field, i)
+			if err := b.complete(ctx, at+".", &t.BundleOptions, t.Helm, ref); err != nil {
+				return err
+			}
+			b.doc.report(at, target.Check(t.BundleTarget))
+			spec.Targets = append(spec.Targets, t.BundleTarget)
+		}
+	}
+	b.allMatches(slices.Concat(f.Targets, f.TargetCustomizations))
+	if f.OverrideTargets != nil {
+		spec.TargetRestrictions = *f.OverrideTargets
+		for i, t := range *f.OverrideTargets {
+			b.match(fmt.Sprintf("overrideTargets[%d]", i), t.ClusterMatch)
+			spec.Targets = append(spec.Targets, v1alpha1.BundleTarget{Name: t.Name, ClusterMatch: t.ClusterMatch})
+		}
+		if spec.TargetRestrictions == nil {
+			spec.TargetRestrictions = []v1alpha1.BundleTargetRestriction{}
+		}
+	}
+	return nil
+}
+
+// allMatches refuses targets that each say a part of which chart it is: several of them can match a cluster then, and the
+// chart of that combination has not been fetched.
+func (b *bundle) allMatches(targets []fleetTarget) {
+	if b.out.Spec.TargetCustomizationMode != "AllMatches" {
+		return
+	}
+	var first *[3]bool
+	for _, t := range targets {
+		if t.Helm == nil || t.Helm.ref() == (ChartRef{}) {
+			continue
+		}
+		r := t.Helm.ref()
+		says := [3]bool{r.Chart != "", r.Repo != "", r.Version != ""}
+		if first == nil {
+			first = &says
+		}
+		if *first != says {
+			b.doc.report("targetCustomizationMode", errors.New("AllMatches: entries that change the chart must all set the same of helm.chart, helm.repo and helm.version, since several of them can match a cluster"))
+			return
+		}
+	}
+}
+
+func (b *bundle) rollout(r *v1alpha1.RolloutStrategy) {
+	if r == nil {
+		return
+	}
+	for i, p := range r.Partitions {
+		at := fmt.Sprintf("rolloutStrategy.partitions[%d]", i)
+		b.match(at, p.ClusterMatch)
+		if p.ClusterMatch == (v1alpha1.ClusterMatch{}) {
+			b.doc.report(at, errors.New("matches no cluster: set clusterName, clusterSelector, clusterGroup or clusterGroupSelector"))
+		}
+	}
+}
+
+func (b *bundle) match(at string, m v1alpha1.ClusterMatch) {
+	b.selector(at+".clusterSelector", m.ClusterSelector)
+	b.selector(at+".clusterGroupSelector", m.ClusterGroupSelector)
+}
+
+// labels checks the keys and values of labels or annotations; what a template makes of a value is not known yet.
+func (b *bundle) labels(at string, m map[string]string, value func(string) []string) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		wrong := validation.IsQualifiedName(strings.ToLower(k))
+		if len(wrong) == 0 && value != nil && !strings.Contains(m[k], "${") {
+			wrong = value(m[k])
+		}
+		if len(wrong) > 0 {
+			msg, _, _ := strings.Cut(wrong[0], " (e.g. ")
+			b.doc.report(join(at, k), errors.New(msg))
+		}
+	}
+}
+
+func (b *bundle) selector(at string, s *metav1.LabelSelector) {
+	if _, err := metav1.LabelSelectorAsSelector(s); err != nil {
+		msg, _, _ := strings.Cut(err.Error(), " (e.g. ")
+		b.doc.report(at, errors.New(msg))
+	}
+}
+
+// complete checks that what the options name is there, fetches charts, and merges values files into values. ref is the chart of
+// the whole bundle.
+func (b *bundle) complete(ctx context.Context, at string, o *v1alpha1.BundleOptions, h *fleetHelm, ref ChartRef) error {
 	if h != nil {
 		o.Helm = &h.HelmOptions
-		if c := h.Chart; c != "" {
-			dir, err := inside(c)
-			if err != nil {
-				return o, at(prefix+"helm.chart", fmt.Errorf("%w (only a chart in the directory is supported yet)", err))
-			}
-			o.Helm.Chart = dir
-			if _, ok := files[path.Join(dir, "Chart.yaml")]; !ok {
-				return o, at(prefix+"helm.chart", fmt.Errorf("%q holds no Chart.yaml (only a chart in the directory is supported yet)", c))
-			}
-		}
 		for i, f := range h.ValuesFiles {
-			field := fmt.Sprintf("%shelm.valuesFiles[%d]", prefix, i)
-			name, err := inside(f)
+			vals, err := b.valuesFile(f)
 			if err != nil {
-				return o, at(field, err)
-			}
-			data, ok := files[name]
-			if !ok {
-				return o, at(field, fmt.Errorf("file %q is not in the directory", f))
-			}
-			vals, err := values(name, data)
-			if err != nil {
-				return o, at(field, err)
+				b.doc.report(fmt.Sprintf("%shelm.valuesFiles[%d]", at, i), err)
+				continue
 			}
 			o.Helm.Values = target.MergeValues(o.Helm.Values, vals)
-			if _, chart := files[path.Join(path.Dir(name), "Chart.yaml")]; !chart || path.Base(name) != "values.yaml" {
-				used[name] = true
-			}
+		}
+		if err := b.grow(o.Helm.Values); err != nil {
+			return err
 		}
 	}
-	if o.Kustomize != nil && o.Kustomize.Dir != "" {
-		dir, err := inside(o.Kustomize.Dir)
-		if err != nil {
-			return o, at(prefix+"kustomize.dir", err)
-		}
-		o.Kustomize = &v1alpha1.KustomizeOptions{Dir: dir}
-		if !slices.ContainsFunc([]string{"kustomization.yaml", "kustomization.yml", "Kustomization"}, func(n string) bool {
-			_, ok := files[path.Join(dir, n)]
-			return ok
-		}) {
-			return o, at(prefix+"kustomize.dir", fmt.Errorf("%q holds no kustomization.yaml", dir))
-		}
+	if err := b.helmChart(ctx, at, h, ref); err != nil {
+		return err
 	}
+	b.labels(at+"namespaceLabels", o.NamespaceLabels, validation.IsValidLabelValue)
+	b.labels(at+"namespaceAnnotations", o.NamespaceAnnotations, nil)
+	b.kustomize(at+"kustomize.dir", o.Kustomize)
 	if o.YAML != nil {
 		for i, name := range o.YAML.Overlays {
-			field := fmt.Sprintf("%syaml.overlays[%d]", prefix, i)
-			if name == "" || strings.Trim(name, ".") == "" || strings.Contains(name, "..") {
-				return o, at(field, fmt.Errorf("%q is no name of a directory below overlays/", name))
-			}
-			dir := "overlays/" + name + "/"
-			found := false
-			for f := range files {
-				found = found || strings.HasPrefix(f, dir)
-			}
-			if !found {
-				return o, at(field, fmt.Errorf("there are no files below %s", dir))
-			}
+			b.doc.report(fmt.Sprintf("%syaml.overlays[%d]", at, i), b.overlay(name))
 		}
 	}
-	return o, nil
+	if o.Diff != nil {
+		for i, p := range o.Diff.ComparePatches {
+			b.comparePatch(fmt.Sprintf("%sdiff.comparePatches[%d]", at, i), p)
+		}
+	}
+	return nil
 }
 
-// inside cleans a path and refuses one that leaves the directory.
-func inside(p string) (string, error) {
-	if strings.Contains(p, "://") || strings.HasPrefix(p, "git@") {
-		return "", fmt.Errorf("%q is a URL", p)
+// valuesFile reads a values file of the bundle, or from elsewhere in the tree. Those of the bundle are left out of it, unless
+// they are the defaults of a chart.
+func (b *bundle) valuesFile(name string) (v1alpha1.Values, error) {
+	if isURL(name) || path.IsAbs(name) {
+		return nil, fmt.Errorf("%q is not in the directory: values files are read from it", name)
 	}
-	c := path.Clean(p)
-	if path.IsAbs(c) || c == ".." || strings.HasPrefix(c, "../") {
-		return "", fmt.Errorf("%q is outside of the directory", p)
+	name = path.Clean(name)
+	at := path.Join(b.dir, name)
+	data, ok := b.files[name]
+	if !ok {
+		if at == ".." || strings.HasPrefix(at, "../") {
+			return nil, fmt.Errorf("%q is outside of the directory that is read: read one further up that holds both", name)
+		}
+		if b.root == nil {
+			return nil, fmt.Errorf("file %q is not in the directory", name)
+		}
+		var err error
+		if data, err = readFile(b.root, at, maxOptionsFile); err != nil {
+			var p Problem
+			if errors.As(err, &p) {
+				return nil, fmt.Errorf("file %q: %s", name, p.Message)
+			}
+			return nil, err
+		}
 	}
-	return c, nil
+	vals, err := values(at, data)
+	if err != nil {
+		return nil, err
+	}
+	if _, chart := b.files[path.Join(path.Dir(name), "Chart.yaml")]; !chart || path.Base(name) != "values.yaml" {
+		b.used[name] = true
+	}
+	return vals, nil
+}
+
+// grow counts values. A few files named by many targets make more than any server takes, and than memory holds.
+func (b *bundle) grow(v v1alpha1.Values) error {
+	js, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if b.size += len(js); b.size > MaxEncoded {
+		return Problem{File: b.doc.file, Message: fmt.Sprintf("values of all targets have more than %d bytes: split the bundle, or put what targets share into the bundle's own values", MaxEncoded)}
+	}
+	return nil
 }
 
 // values reads a values file.
@@ -158,284 +336,90 @@ func values(name string, data []byte) (v1alpha1.Values, error) {
 		return nil, err
 	}
 	if doc.Kind != yamlv3.MappingNode {
-		return nil, fmt.Errorf("%s:%d: a map of values expected", name, doc.Line)
+		return nil, Problem{File: name, Line: doc.Line, Message: "a map of values expected"}
 	}
 	var v v1alpha1.Values
 	if err := yaml.UnmarshalStrict(data, &v); err != nil {
-		return nil, yamlError(name, err)
+		return nil, yamlProblem(name, err)
 	}
 	return v, nil
 }
 
-// parse reads fleet.yaml. It looks at the file twice: as a tree, for positions and strictness, then into values.
-func parse(file string, data []byte) (*fleetYAML, error) {
-	f := &fleetYAML{file: file}
-	doc, err := nodes(file, data)
-	if err != nil {
-		return nil, err
+func (b *bundle) kustomize(at string, k *v1alpha1.KustomizeOptions) {
+	if k == nil || k.Dir == "" {
+		return
 	}
-	c := checker{file: file, lines: map[string]int{}}
-	if doc != nil {
-		if err := c.check(doc, field{kind: object, fields: schema()}, ""); err != nil {
-			return nil, err
-		}
+	dir, err := inside(k.Dir)
+	if err == nil && !b.isKustomization(dir) {
+		err = fmt.Errorf("%q holds no kustomization.yaml", dir)
 	}
-	if err := yaml.UnmarshalStrict(data, f); err != nil {
-		return nil, yamlError(file, err)
-	}
-	f.lines = c.lines
-	return f, nil
+	b.doc.report(at, err)
+	k.Dir = dir
 }
 
-// nodes parses YAML into a tree and makes sure that it stays small when its aliases are expanded. It returns nil for an
-// empty file.
-func nodes(file string, data []byte) (*yamlv3.Node, error) {
-	if len(data) > maxOptionsFile {
-		return nil, fmt.Errorf("%s: file has %d bytes, the limit is %d", file, len(data), maxOptionsFile)
-	}
-	dec := yamlv3.NewDecoder(strings.NewReader(string(data)))
-	var doc yamlv3.Node
-	if err := dec.Decode(&doc); err != nil {
-		if err.Error() == "EOF" {
-			return nil, nil
-		}
-		return nil, yamlError(file, err)
-	}
-	var more yamlv3.Node
-	if err := dec.Decode(&more); err == nil {
-		return nil, fmt.Errorf("%s:%d: one YAML document expected, here a second one begins", file, more.Line)
-	}
-	if len(doc.Content) == 0 {
-		return nil, nil
-	}
-	n, err := expanded(doc.Content[0], 0)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	if n > maxNodes {
-		return nil, fmt.Errorf("%s: holds more than %d values once its aliases are expanded", file, maxNodes)
-	}
-	return doc.Content[0], nil
+func (b *bundle) isKustomization(dir string) bool {
+	return slices.ContainsFunc([]string{"kustomization.yaml", "kustomization.yml", "Kustomization"}, func(n string) bool {
+		_, ok := b.files[path.Join(dir, n)]
+		return ok
+	})
 }
 
-// expanded counts the values of a tree as if aliases were written out; it stops counting above the limit.
-func expanded(n *yamlv3.Node, depth int) (int, error) {
-	if depth > maxNesting {
-		return 0, fmt.Errorf("line %d: nested deeper than %d", n.Line, maxNesting)
+func (b *bundle) overlay(name string) error {
+	if name == "" || strings.Trim(name, ".") == "" || strings.Contains(name, "..") {
+		return fmt.Errorf("%q is no name of a directory below overlays/", name)
 	}
-	if n.Kind == yamlv3.AliasNode {
-		return expanded(n.Alias, depth+1)
-	}
-	sum := 1
-	for _, c := range n.Content {
-		k, err := expanded(c, depth+1)
-		if err != nil {
-			return 0, err
-		}
-		if sum += k; sum > maxNodes {
-			return sum, nil
-		}
-	}
-	return sum, nil
-}
-
-// checker walks fleet.yaml along its schema and notes where every field is.
-type checker struct {
-	file  string
-	lines map[string]int
-}
-
-func (c *checker) errorf(n *yamlv3.Node, format string, args ...any) error {
-	return fmt.Errorf("%s:%d: %s", c.file, n.Line, fmt.Sprintf(format, args...))
-}
-
-func (c *checker) check(n *yamlv3.Node, f field, at string) error {
-	if n.Kind == yamlv3.AliasNode {
-		n = n.Alias
-	}
-	c.lines[at] = n.Line
-	if n.ShortTag() == "!!null" {
-		return nil // as if it were absent
-	}
-	switch f.kind {
-	case object:
-		return c.object(n, f, at)
-	case objects:
-		return c.list(n, field{kind: object, fields: f.fields}, at)
-	case stringList:
-		return c.list(n, field{kind: str}, at)
-	case stringMap:
-		return c.stringMap(n, at)
-	case free:
-		if n.Kind != yamlv3.MappingNode {
-			return c.errorf(n, "%s must be a map", at)
-		}
-		return nil
-	default:
-		return c.scalar(n, f.kind, at)
-	}
-}
-
-func (c *checker) object(n *yamlv3.Node, f field, at string) error {
-	if n.Kind != yamlv3.MappingNode {
-		if at == "" {
-			return c.errorf(n, "a map of options expected")
-		}
-		return c.errorf(n, "%s must be a map", at)
-	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		k, v := n.Content[i], n.Content[i+1]
-		if k.ShortTag() == "!!merge" {
-			if err := c.merge(v, f, at); err != nil {
-				return err
-			}
-			continue
-		}
-		key := k.Value
-		full := join(at, key)
-		sub, ok := f.fields[key]
-		switch {
-		case !ok:
-			msg := fmt.Sprintf("unknown field %q", full)
-			if near := nearest(key, f.fields); near != "" {
-				msg += fmt.Sprintf(" (did you mean %q?)", near)
-			}
-			return c.errorf(k, "%s", msg)
-		case sub.later:
-			return c.errorf(k, "%s is not supported yet", full)
-		case key == "createNamespace" && at != "":
-			return c.errorf(k, "%s: createNamespace holds for the whole bundle: set it at the top level", full)
-		}
-		if err := c.check(v, sub, full); err != nil {
-			return err
-		}
-		c.lines[full] = k.Line
+	if !b.holds("overlays/" + name) {
+		return fmt.Errorf("there are no files below overlays/%s/", name)
 	}
 	return nil
 }
 
-// merge checks the maps that a merge key (<<) pulls in.
-func (c *checker) merge(v *yamlv3.Node, f field, at string) error {
-	if v.Kind == yamlv3.AliasNode {
-		v = v.Alias
-	}
-	if v.Kind == yamlv3.SequenceNode {
-		for _, e := range v.Content {
-			if err := c.merge(e, f, at); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return c.object(v, f, at)
-}
+// holds says whether there are files below a directory.
+func (b *bundle) holds(dir string) bool { return holds(b.files, dir) }
 
-func (c *checker) list(n *yamlv3.Node, f field, at string) error {
-	if n.Kind != yamlv3.SequenceNode {
-		return c.errorf(n, "%s must be a list", at)
-	}
-	for i, e := range n.Content {
-		if err := c.check(e, f, fmt.Sprintf("%s[%d]", at, i)); err != nil {
-			return err
+func holds(files map[string][]byte, dir string) bool {
+	for name := range files {
+		if within(name, dir) {
+			return true
 		}
 	}
-	return nil
+	return false
 }
 
-func (c *checker) stringMap(n *yamlv3.Node, at string) error {
-	if n.Kind != yamlv3.MappingNode {
-		return c.errorf(n, "%s must be a map", at)
-	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if n.Content[i].ShortTag() == "!!merge" {
-			continue
-		}
-		if err := c.check(n.Content[i+1], field{kind: str}, join(at, n.Content[i].Value)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+// within says whether a file is below a directory.
+func within(file, dir string) bool { return dir == "." || strings.HasPrefix(file, dir+"/") }
 
-func (c *checker) scalar(n *yamlv3.Node, k kind, at string) error {
-	quoted := n.Style&(yamlv3.SingleQuotedStyle|yamlv3.DoubleQuotedStyle|yamlv3.LiteralStyle|yamlv3.FoldedStyle) != 0
-	oldBool := !quoted && slices.Contains([]string{"y", "n", "yes", "no", "on", "off"}, strings.ToLower(n.Value)) // YAML 1.1
-	tag := n.ShortTag()
-	switch {
-	case n.Kind != yamlv3.ScalarNode:
-	case k == str && tag == "!!str" && !oldBool:
-		return nil
-	case k == str && n.Kind == yamlv3.ScalarNode:
-		return c.errorf(n, "%s must be a string: write %q", at, n.Value)
-	case k == boolean && (tag == "!!bool" || oldBool):
-		return nil
-	case k == numberOrPercent && (tag == "!!int" || tag == "!!str"):
-		return nil
-	}
-	return c.errorf(n, "%s must be %s", at, map[kind]string{
-		str: "a string", boolean: "true or false", numberOrPercent: `a whole number or a percentage such as "10%"`,
-	}[k])
-}
-
-func join(at, key string) string {
-	if at == "" {
-		return key
-	}
-	return at + "." + key
-}
-
-// nearest is the known key most like an unknown one, or "" if none is alike.
-func nearest(key string, known map[string]field) string {
-	best, dist := "", 1+max(1, len(key)/3)
-	names := make([]string, 0, len(known))
-	for k := range known {
-		names = append(names, k)
-	}
-	slices.Sort(names)
-	for _, k := range names {
-		if strings.EqualFold(k, key) {
-			return k
-		}
-		if d := distance(key, k); d < dist {
-			best, dist = k, d
+func (b *bundle) comparePatch(at string, p v1alpha1.ComparePatch) {
+	ignore := false
+	for i, o := range p.Operations {
+		ignore = ignore || o.Op == "ignore"
+		if o.Op != "ignore" && o.Op != "" && o.Path == "" {
+			b.doc.report(fmt.Sprintf("%s.operations[%d]", at, i), fmt.Errorf("path is needed: the JSON pointer of the field to %s", o.Op))
 		}
 	}
-	return best
-}
-
-// distance counts the single-letter changes between two keys.
-func distance(a, b string) int {
-	if len(a) > 64 {
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diag := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diag
-			if a[i] != b[j] {
-				cost++
-			}
-			diag = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diag+1)
+	if ignore {
+		if _, err := regexp.Compile(p.Name); err != nil {
+			b.doc.report(at+".name", fmt.Errorf("%q is no regular expression, which the operation ignore needs: %s", p.Name, strings.TrimPrefix(err.Error(), "error parsing regexp: ")))
 		}
 	}
-	return row[len(b)]
+	if len(p.Operations) == 0 && len(p.JSONPointers) == 0 {
+		b.doc.report(at, errors.New("jsonPointers or operations is needed: this one does nothing"))
+	}
 }
 
-// yamlError says what a YAML library says, without its name, on one line and with the line number where people look.
-func yamlError(file string, err error) error {
-	s := err.Error()
-	for _, p := range []string{"error converting YAML to JSON: ", "error unmarshaling JSON: ", "while decoding JSON: ", "yaml: ", "unmarshal errors:\n", "json: "} {
-		s = strings.ReplaceAll(s, p, "")
+// isURL tells what is elsewhere from a path.
+func isURL(s string) bool {
+	return strings.Contains(s, "://") || strings.Contains(s, "::") || strings.HasPrefix(s, "git@")
+}
+
+// inside cleans a path and refuses one that leaves the directory.
+func inside(p string) (string, error) {
+	if isURL(p) {
+		return "", fmt.Errorf("%q is a URL", p)
 	}
-	s = strings.Join(strings.Fields(s), " ")
-	if line, rest, ok := strings.Cut(strings.TrimPrefix(s, "line "), ": "); ok && strings.HasPrefix(s, "line ") {
-		return fmt.Errorf("%s:%s: %s", file, line, rest)
+	c := path.Clean(p)
+	if path.IsAbs(c) || c == ".." || strings.HasPrefix(c, "../") {
+		return "", fmt.Errorf("%q is outside of the directory", p)
 	}
-	return fmt.Errorf("%s: %s", file, s)
+	return c, nil
 }

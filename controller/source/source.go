@@ -1,26 +1,37 @@
-// Package source turns a directory into a Bundle.
+// Package source turns directories into Bundles.
 //
-// The directory is what `fleet.yaml` users already have: a Helm chart, a kustomization or plain YAML, and a fleet.yaml (or
-// fleet.yml) with options. fleet.yaml is read strictly: an unknown key is an error that names file, line and the nearest
-// known key; a key that exists but is not supported yet is refused by name. Nothing is ignored silently.
+// A directory is what `fleet.yaml` users already have: a Helm chart, a kustomization or plain YAML, and a fleet.yaml (or
+// fleet.yml) with options. docs/bundle-reference.md says what the options mean. They are read strictly: an unknown key, or one
+// that has no effect where it stands, is an error that names file, line and what to do. Nothing is ignored silently, and all
+// problems are found at once (Problems).
 //
-// All files below the directory become files of the bundle, except
+// # Bundles in a tree
 //
-//   - fleet.yaml itself, and the files named by helm.valuesFiles: their content goes into the bundle's values (the
+// Every directory below with an options file is a bundle; so is the root if any directory without one holds a .yaml or .yml file.
+// Hidden directories are not looked into.
+//
+// All files below the directory of a bundle become files of the bundle, except
+//
+//   - the options file itself, and the files named by helm.valuesFiles: their content goes into the bundle's values (the
 //     values.yaml of a chart stays, it holds the chart's defaults);
 //   - hidden files and directories (name starts with "."), except .helmignore;
-//   - subdirectories with a fleet.yaml of their own: they are bundles of their own.
+//   - what a .fleetignore in the bundle names;
+//   - directories with an options file of their own: they are bundles of their own;
+//   - chart archives that helm.chart names: they are unpacked.
 //
-// Symbolic links are followed inside the directory and refused when they lead out of it.
-// The same directory gives the same Bundle on every machine.
+// Charts from elsewhere are fetched (Options.Charts) when the Bundle is made, and put below .charts/; nobody else ever fetches
+// anything. Symbolic links are followed inside the tree and refused when they lead out of it.
+// The same tree gives the same Bundles on every machine.
+//
+// The bundle.yaml of 2020, with its own layout of directories, is translated; see bundle2020.go.
 package source
 
 import (
 	"context"
+	"crypto/md5"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -28,24 +39,7 @@ import (
 	"slices"
 	"strings"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
-
 	"shoal.dev/shoal/controller/api/v1alpha1"
-	"shoal.dev/shoal/controller/target"
-)
-
-// Limits of a bundle. Kubernetes refuses objects above 1.5 MB, and the object carries its managed fields besides the
-// files.
-const (
-	MaxFiles   = 4000
-	MaxFile    = 8 << 20 // bytes of one file
-	MaxRaw     = 24 << 20
-	MaxEncoded = 1 << 20 // bytes of all files as they are in the Bundle
-	maxDepth   = 24      // directories; a symbolic link that points at its parent ends here
-	maxText    = 256 << 10
-	largeFile  = 2 << 10
-	maxName    = 53 // of a bundle: it becomes the Helm release name
 )
 
 // ErrEmpty is returned for a directory without a file that could be deployed.
@@ -53,40 +47,117 @@ var ErrEmpty = errors.New("no files to deploy")
 
 // Options say what is not in the directory.
 type Options struct {
-	Name    string                  // of the bundle, where there is one only; else that of fleet.yaml or of the directory
+	Name    string                  // of the bundle, where there is one only; it wins over the name in fleet.yaml
+	Base    string                  // what names made of paths begin with: the GitRepo's; default: the directory's
 	Charts  Charts                  // gets charts from elsewhere; nil: they are refused
-	Targets []v1alpha1.BundleTarget // what a GitRepo says; they also become restrictions
+	Targets []v1alpha1.BundleTarget // which clusters a GitRepo is for; they also become restrictions
 }
 
-// Charts gets charts that are not in the directory.
-type Charts interface {
-	// Get returns a chart with its dependencies below charts/.
-	Get(ctx context.Context, c ChartRef) (Chart, error)
-	// Dependencies returns the files to add below charts/ of a chart, or nil if nothing is missing.
-	Dependencies(ctx context.Context, files map[string][]byte) (map[string][]byte, error)
-}
-
-// ChartRef is helm.chart, helm.repo and helm.version.
-type ChartRef struct{ Chart, Repo, Version string }
-
-// Chart is a chart from elsewhere; Files are by path inside the chart's directory.
-type Chart struct {
-	Name, Version, Digest string
-	Files                 map[string][]byte
-}
-
-// Tree reads a directory and returns every bundle in it, sorted by path.
-func Tree(ctx context.Context, dir string, o Options) ([]*v1alpha1.Bundle, error) {
-	b, err := Dir(ctx, dir, o)
+// Dir reads a directory that holds one bundle, at its root or below. An error names the bundles if there are several.
+func Dir(ctx context.Context, dir string, o Options) (*v1alpha1.Bundle, error) {
+	t, err := open(dir, o)
 	if err != nil {
 		return nil, err
 	}
-	return []*v1alpha1.Bundle{b}, nil
+	defer t.root.Close()
+	found, err := t.bundles()
+	if err != nil {
+		return nil, err
+	}
+	var out []*v1alpha1.Bundle
+	if len(found) == 1 {
+		b, err := t.bundle(ctx, found[0])
+		if err != nil {
+			return nil, problems("", err)
+		}
+		return b, nil
+	}
+	if out, err = t.build(ctx, found); err != nil {
+		return nil, err
+	}
+	if len(out) > 1 {
+		return nil, several(dir, found, out)
+	}
+	return out[0], nil
 }
 
-// Dir reads the one bundle of a directory.
-func Dir(_ context.Context, dir string, o Options) (*v1alpha1.Bundle, error) {
-	name := o.Name
+func several(dir string, found []place, out []*v1alpha1.Bundle) error {
+	var names []string
+	for _, b := range out {
+		names = append(names, b.Name)
+	}
+	sub := ""
+	if i := slices.IndexFunc(found, func(p place) bool { return p.dir != "." }); i >= 0 {
+		sub = ", such as " + filepath.Join(dir, filepath.FromSlash(found[i].dir))
+	}
+	return Problems{{Message: fmt.Sprintf("%s holds %d bundles (%s): name the directory of one of them%s", dir, len(out), strings.Join(names, ", "), sub)}}
+}
+
+// Tree reads a directory and returns the bundles in it, sorted by path. With problems in some of them it returns the others,
+// and the problems of all as an error.
+func Tree(ctx context.Context, dir string, o Options) ([]*v1alpha1.Bundle, error) {
+	t, err := open(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	defer t.root.Close()
+	found, err := t.bundles()
+	if err != nil {
+		return nil, err
+	}
+	if len(found) > 1 && o.Name != "" {
+		return nil, Problems{{Message: fmt.Sprintf("%s holds %d bundles: they cannot all be called %s", dir, len(found), o.Name)}}
+	}
+	return t.build(ctx, found)
+}
+
+// Driven reads the one bundle in the directory base below dir, with options from a file of any name in it. Nothing is looked
+// for: directories with a fleet.yaml of their own are files of the bundle. An empty name of the file means fleet.yaml.
+func Driven(ctx context.Context, dir, base, options string, o Options) (*v1alpha1.Bundle, error) {
+	t, err := open(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	defer t.root.Close()
+	base, err = inside(base)
+	if err == nil && path.Base(options) != options && options != "" {
+		err = fmt.Errorf("options file %q: name a file in %s, without a path", options, base)
+	}
+	if err != nil {
+		return nil, problems("", err)
+	}
+	p := place{dir: base, options: options, driven: true}
+	if options == "" {
+		entries, err := readDir(t.root, base)
+		if err != nil {
+			return nil, problems(base, err)
+		}
+		if p.options, err = optionsFile(t.root, base, entries); err != nil {
+			return nil, problems(base, err)
+		}
+	}
+	b, err := t.bundle(ctx, p)
+	if err != nil {
+		return nil, problems(base, err)
+	}
+	return b, nil
+}
+
+// tree is a directory that is read.
+type tree struct {
+	root *os.Root
+	base string // begins the names of bundles
+	o    Options
+}
+
+// place is where a bundle is.
+type place struct {
+	dir     string // below the root; "."
+	options string // name of the options file; empty: none
+	driven  bool
+}
+
+func open(dir string, o Options) (*tree, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", dir, err)
@@ -95,234 +166,144 @@ func Dir(_ context.Context, dir string, o Options) (*v1alpha1.Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", dir, plain(err))
 	}
-	defer root.Close()
-	files, err := read(root)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", dir, err)
+	t := &tree{root: root, base: o.Base, o: o}
+	if t.base == "" {
+		t.base = cleanName(filepath.Base(abs))
 	}
-	b, err := bundle(files)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case name != "":
-		b.Name = name
-	case b.Name == "":
-		b.Name = safeName(filepath.Base(abs))
-	}
-	if !validName(b.Name) {
-		return nil, fmt.Errorf("bundle name %q: use lower case letters, digits and '-', at most %d characters", b.Name, maxName)
-	}
-	return b, nil
+	return t, nil
 }
 
-// read returns all files by path, slashes forward.
-func read(root *os.Root) (map[string][]byte, error) {
-	r := reader{root: root, files: map[string][]byte{}}
-	if err := r.dir("."); err != nil {
-		return nil, err
-	}
-	return r.files, nil
-}
-
-type reader struct {
-	root  *os.Root
-	files map[string][]byte
-	total int64
-}
-
-func (r *reader) dir(dir string) error {
-	if strings.Count(dir, "/") >= maxDepth {
-		return fmt.Errorf("%s: directories are nested deeper than %d: is a symbolic link going in circles?", dir, maxDepth)
-	}
-	f, err := r.root.Open(dir)
-	if err != nil {
-		return fmt.Errorf("%s: %w", dir, plain(err))
-	}
-	entries, err := f.ReadDir(-1)
-	f.Close()
-	if err != nil {
-		return fmt.Errorf("%s: %w", dir, plain(err))
-	}
-	if dir != "." && slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return isFleetYAML(e.Name()) }) {
-		return nil // a bundle of its own
-	}
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-	for _, e := range entries {
-		if err := r.entry(path.Join(dir, e.Name())); err != nil {
-			return err
+// build makes the bundles of places. A root without options whose files turn out to belong to nobody is none.
+func (t *tree) build(ctx context.Context, found []place) ([]*v1alpha1.Bundle, error) {
+	var out []*v1alpha1.Bundle
+	var ps Problems
+	first := map[string]string{} // name → where
+	for _, p := range found {
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
-	}
-	return nil
-}
-
-func (r *reader) entry(name string) error {
-	switch base := path.Base(name); {
-	case base == ".fleetignore":
-		return fmt.Errorf("%s is not supported yet: remove it, and move files that are not part of the bundle out of the directory", name)
-	case strings.HasPrefix(base, ".") && base != ".helmignore":
-		return nil
-	}
-	info, err := r.root.Stat(name)
-	if err != nil {
-		if l, lerr := r.root.Lstat(name); lerr == nil && l.Mode()&fs.ModeSymlink != 0 {
-			to, _ := r.root.Readlink(name)
-			return fmt.Errorf("%s: symbolic link to %s leaves the directory, leads nowhere or goes in circles: replace it by the file", name, to)
-		}
-		return fmt.Errorf("%s: %w", name, plain(err))
-	}
-	switch {
-	case info.IsDir():
-		return r.dir(name)
-	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s: neither a file nor a directory", name)
-	case info.Size() > MaxFile:
-		return fmt.Errorf("%s: file has %d bytes, the limit is %d", name, info.Size(), MaxFile)
-	case len(r.files) == MaxFiles:
-		return fmt.Errorf("more than %d files: point at a smaller directory", MaxFiles)
-	}
-	f, err := r.root.Open(name)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, plain(err))
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, MaxFile+1)) // it may grow while it is read
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, plain(err))
-	}
-	if r.total += int64(len(data)); r.total > MaxRaw || len(data) > MaxFile {
-		return fmt.Errorf("files have more than %d bytes in all: point at a smaller directory", MaxRaw)
-	}
-	r.files[name] = data
-	return nil
-}
-
-// bundle makes a Bundle of files; everything that can be checked without rendering is checked here.
-func bundle(files map[string][]byte) (*v1alpha1.Bundle, error) {
-	cfg, err := options(files)
-	if err != nil {
-		return nil, err
-	}
-	b := &v1alpha1.Bundle{
-		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "Bundle"},
-		ObjectMeta: metav1.ObjectMeta{Name: cfg.Name, Labels: cfg.Labels},
-	}
-	used := map[string]bool{}
-	at := func(field string, err error) error { return fmt.Errorf("%s: %s: %w", cfg.at(field), field, err) }
-	b.Spec.Paused, b.Spec.RolloutStrategy = cfg.Paused, cfg.RolloutStrategy
-	if b.Spec.BundleOptions, err = cfg.bundleOptions("", files, used, at); err != nil {
-		return nil, err
-	}
-	for _, list := range []struct {
-		field   string
-		targets []fleetTarget
-	}{{"targets", cfg.Targets}, {"targetCustomizations", cfg.TargetCustomizations}} {
-		for i, t := range list.targets {
-			bt := t.BundleTarget
-			if bt.BundleOptions, err = t.bundleOptions(fmt.Sprintf("%s[%d].", list.field, i), files, used, at); err != nil {
-				return nil, err
+		b, err := t.bundle(ctx, p)
+		if err != nil {
+			if !(p.options == "" && len(found) > 1 && errors.Is(err, ErrEmpty)) {
+				ps = append(ps, problems(p.dir, err)...)
 			}
-			if err := target.Check(bt); err != nil {
-				return nil, at(fmt.Sprintf("%s[%d]", list.field, i), err)
-			}
-			b.Spec.Targets = append(b.Spec.Targets, bt)
-		}
-	}
-	if b.Spec.Resources, err = encode(files, used); err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
-// encode turns files into resources, sorted by name: text stays text while the bundle is small.
-func encode(files map[string][]byte, used map[string]bool) ([]v1alpha1.BundleResource, error) {
-	var names []string
-	var text int
-	for n, data := range files {
-		if isFleetYAML(n) || used[n] {
 			continue
 		}
-		names = append(names, n)
-		text += len(data)
-	}
-	if !slices.ContainsFunc(names, deployable) {
-		return nil, fmt.Errorf("%w: the directory holds no chart, no kustomization and no YAML file", ErrEmpty)
-	}
-	slices.Sort(names)
-	var out []v1alpha1.BundleResource
-	var size int
-	for _, n := range names {
-		res := v1alpha1.NewResource(n, files[n])
-		if res.Encoding == v1alpha1.EncodingText && text > maxText && len(files[n]) > largeFile {
-			if z := v1alpha1.NewCompressedResource(n, files[n]); len(z.Content) < len(res.Content) {
-				res = z
-			}
+		where := path.Join(p.dir, p.options)
+		if other, ok := first[b.Name]; ok {
+			ps = append(ps, Problem{File: where, Message: fmt.Sprintf("bundle name %q is that of %s as well: give one of them another name", b.Name, other)})
+			continue
 		}
-		out = append(out, res)
-		size += len(res.Name) + len(res.Content) + 40
+		first[b.Name] = where
+		out = append(out, b)
 	}
-	if size > MaxEncoded {
-		big := slices.MaxFunc(out, func(a, b v1alpha1.BundleResource) int { return len(a.Content) - len(b.Content) })
-		return nil, fmt.Errorf("bundle has %d bytes after compression, the limit is %d (Kubernetes stores objects up to 1.5 MB; largest file: %s, %d bytes): split the directory into several bundles, or take large files out of it",
-			size, MaxEncoded, big.Name, len(big.Content))
+	if len(ps) > 0 {
+		return out, ps
 	}
 	return out, nil
 }
 
-// deployable is what a bundle has at least one of; anything else only accompanies it.
-func deployable(name string) bool {
-	ext := path.Ext(name)
-	return ext == ".yaml" || ext == ".yml" || ext == ".json" || path.Base(name) == "Kustomization"
-}
-
-// options parses fleet.yaml, or returns the defaults if there is none.
-func options(files map[string][]byte) (*fleetYAML, error) {
-	y, both := files["fleet.yaml"]
-	m, yml := files["fleet.yml"]
-	switch {
-	case both && yml:
-		return nil, errors.New("fleet.yaml and fleet.yml are both there: remove one")
-	case both:
-		return parse("fleet.yaml", y)
-	case yml:
-		return parse("fleet.yml", m)
+// bundles finds the bundles of a tree, sorted by path.
+func (t *tree) bundles() ([]place, error) {
+	w := walker{root: t.root}
+	root, err := w.dir(".", 0)
+	if err != nil {
+		return nil, problems("", err)
 	}
-	if b, ok := files["bundle.yaml"]; ok && !isObject(b) {
-		return nil, errors.New("bundle.yaml (the form of 2020) is not supported yet: write its options as fleet.yaml")
+	if root = root || len(w.found) == 0; root && !slices.ContainsFunc(w.found, func(p place) bool { return p.dir == "." }) {
+		w.found = append(w.found, place{dir: "."})
 	}
-	return &fleetYAML{file: "fleet.yaml"}, nil
+	slices.SortFunc(w.found, func(a, b place) int { return strings.Compare(a.dir, b.dir) })
+	return w.found, nil
 }
 
-// isObject tells an API object that happens to be called bundle.yaml from the options file of 2020.
-func isObject(data []byte) bool {
-	var head metav1.TypeMeta
-	err := yaml.Unmarshal(data, &head)
-	return err != nil || head.Kind != ""
+func empty() Problem {
+	return Problem{Message: ErrEmpty.Error() + ": the directory holds no chart, no kustomization and no YAML file", err: ErrEmpty}
 }
 
-func isFleetYAML(name string) bool { return name == "fleet.yaml" || name == "fleet.yml" }
+type walker struct {
+	root  *os.Root
+	found []place
+	seen  int
+}
+
+// dir returns whether the directory, or one below that is no bundle of its own, holds YAML files. Directories behind symbolic
+// links are not looked for: what they hold is part of the bundle they are in.
+func (w *walker) dir(dir string, depth int) (holds bool, err error) {
+	if depth > maxDepth {
+		return false, Problem{File: dir, Message: fmt.Sprintf("directories are nested deeper than %d", maxDepth)}
+	}
+	entries, err := readDir(w.root, dir)
+	if err != nil {
+		return false, err
+	}
+	if w.seen += len(entries); w.seen > maxEntries {
+		return false, Problem{Message: fmt.Sprintf("more than %d files and directories: point at a smaller directory", maxEntries)}
+	}
+	options, err := optionsFile(w.root, dir, entries)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		name := e.Name()
+		switch {
+		case strings.HasPrefix(name, "."):
+		case e.IsDir():
+			sub, err := w.dir(path.Join(dir, name), depth+1)
+			if err != nil {
+				return false, err
+			}
+			holds = holds || sub
+		default:
+			holds = holds || path.Ext(name) == ".yaml" || path.Ext(name) == ".yml"
+		}
+	}
+	if options != "" {
+		w.found = append(w.found, place{dir: dir, options: options})
+		return false, nil
+	}
+	return holds, nil
+}
+
+const maxName = 53 // of a bundle: it becomes the Helm release name
 
 var (
 	nameForm  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
-	notInName = regexp.MustCompile(`[^a-z0-9]+`)
+	notInName = regexp.MustCompile(`[^a-zA-Z0-9-]+`)
+	dashes    = regexp.MustCompile(`-+`)
 )
 
 func validName(s string) bool { return len(s) <= maxName && nameForm.MatchString(s) }
 
-// safeName makes a bundle name of a directory's.
-func safeName(s string) string {
-	s = strings.Trim(notInName.ReplaceAllString(strings.ToLower(s), "-"), "-")
-	if len(s) > maxName {
-		s = strings.Trim(s[:maxName], "-")
+// name makes the name of the bundle in a directory: `<base>-<path>`. It is the name that Fleet gives, since dependsOn of other
+// bundles holds it: a path that changes while it is made safe gets 8 digits of its MD5 sum, a name that is too long 5.
+func (t *tree) name(p place) string {
+	s := path.Join(t.base, p.dir)
+	if p.driven && p.options != "" {
+		s = path.Join(s, strings.TrimSuffix(p.options, path.Ext(p.options)))
 	}
-	return s
+	s = strings.ReplaceAll(s, "/", "-")
+	if notInName.MatchString(s) || strings.ToLower(s) != s {
+		s += "-" + sum(s, 8)
+	}
+	return shorten(cleanName(s))
 }
 
-// plain drops operation and path from an error: the caller names the path as the user wrote it.
-func plain(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		return p.Err
+// cleanName replaces what cannot be in a name.
+func cleanName(s string) string {
+	s = dashes.ReplaceAllString(notInName.ReplaceAllString(strings.ToLower(s), "-"), "-")
+	return strings.Trim(s, "-")
+}
+
+func shorten(s string) string {
+	if len(s) <= maxName {
+		return s
 	}
-	return err
+	return strings.TrimSuffix(s[:maxName-6], "-") + "-" + sum(s, 5)
+}
+
+// sum tells names apart; nothing is secured by it.
+func sum(s string, digits int) string {
+	h := md5.Sum([]byte(s))
+	return hex.EncodeToString(h[:])[:digits]
 }

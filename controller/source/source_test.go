@@ -1,7 +1,6 @@
 package source_test
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -9,67 +8,69 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"sigs.k8s.io/yaml"
 
+	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/source"
+	"shoal.dev/shoal/internal/cases"
 )
 
-var update = flag.Bool("update", false, "rewrite the want sections in testdata")
-
 // TestDir runs testdata/*.txtar: the files of a directory; want is the Bundle as YAML (its files by name only), or the
-// error.
+// problems.
 func TestDir(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no cases: %v", err)
+	cases.Run(t, "testdata/*.txtar", func(t *testing.T, files []txtar.File) string { return read(t, unpack(t, files)) })
+}
+
+func TestFields(t *testing.T) {
+	cases.Run(t, "testdata/fields/*.txtar", func(t *testing.T, files []txtar.File) string { return read(t, unpack(t, files)) })
+}
+
+// TestTree runs testdata/tree/*.txtar: want is every Bundle in the tree, and the problems.
+func TestTree(t *testing.T) {
+	cases.Run(t, "testdata/tree/*.txtar", func(t *testing.T, files []txtar.File) string {
+		dir := unpack(t, files)
+		found, err := source.Tree(t.Context(), dir, source.Options{Base: "repo"})
+		var out strings.Builder
+		if err != nil {
+			out.WriteString(message(err, dir))
+		}
+		for _, b := range found {
+			out.WriteString("---\n" + text(t, b))
+		}
+		return out.String()
+	})
+}
+
+// unpack writes files into a new directory.
+func unpack(t *testing.T, files []txtar.File) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "My_App")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
 	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			ar, err := txtar.ParseFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(ar.Comment) == 0 {
-				t.Error("a case begins with a comment that says why it exists")
-			}
-			dir := filepath.Join(t.TempDir(), "My_App")
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			want := -1
-			for i, f := range ar.Files {
-				if f.Name == "want" {
-					want = i
-					continue
-				}
-				write(t, dir, f.Name, f.Data)
-			}
-			if want < 0 {
-				t.Fatal("no want section")
-			}
-			got := read(t, dir)
-			if *update {
-				ar.Files[want].Data = []byte(got)
-				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if d := cmp.Diff(string(ar.Files[want].Data), got); d != "" {
-				t.Errorf("(-want +got)\n%s", d)
-			}
-		})
+	for _, f := range files {
+		write(t, dir, f.Name, f.Data)
 	}
+	return dir
 }
 
 func read(t *testing.T, dir string) string {
 	t.Helper()
 	b, err := source.Dir(t.Context(), dir, source.Options{})
 	if err != nil {
-		return "error: " + strings.ReplaceAll(err.Error(), dir, "DIR") + "\n"
+		return message(err, dir)
 	}
+	return text(t, b)
+}
+
+// message is an error with one problem a line.
+func message(err error, dir string) string {
+	return "error: " + strings.ReplaceAll(strings.ReplaceAll(err.Error(), dir, "DIR"), "\n", "\nerror: ") + "\n"
+}
+
+func text(t *testing.T, b *v1alpha1.Bundle) string {
+	t.Helper()
 	var names []string
 	for _, r := range b.Spec.Resources {
 		names = append(names, r.Name)
@@ -228,7 +229,7 @@ func TestSizes(t *testing.T) {
 		dir := t.TempDir()
 		write(t, dir, "fleet.yaml", []byte("helm: {values: "+strings.Repeat("{a: ", 100)+"1"+strings.Repeat("}", 100)+"}"))
 		write(t, dir, "a.yaml", []byte(configMap))
-		wantError(t, dir, "fleet.yaml: line 1: nested deeper than 64")
+		wantError(t, dir, "fleet.yaml:1: nested deeper than 64")
 	})
 }
 
