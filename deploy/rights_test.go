@@ -196,6 +196,11 @@ func install(t *testing.T, cfg *rest.Config, kube client.Client, dir, name, name
 			}
 		case "Secret":
 			secrets[o.GetName()], _, _ = unstructured.NestedStringMap(o.Object, "stringData")
+			if secrets[o.GetName()] == nil { // to be filled
+				if err := apply(t.Context(), kube, o.DeepCopy()); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 	}
 	pod := of[appsv1.Deployment](t, objects, "Deployment").Spec.Template.Spec

@@ -13,8 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/edgeagent/plan"
 	"shoal.dev/shoal/edgeagent/store"
 	"shoal.dev/shoal/internal/mqtt"
 	"shoal.dev/shoal/topics"
@@ -29,7 +31,10 @@ func (a *Agent) identity(ctx context.Context, s *site) (id store.Identity, ok bo
 		return id, false
 	}
 	for n := 1; !id.Enrolled(); n++ {
-		next, err := a.enroll(ctx, s, id)
+		next, err := a.recall(ctx, s, id)
+		if err == nil && !next.Enrolled() {
+			next, err = a.enroll(ctx, s, id)
+		}
 		if ctx.Err() != nil {
 			return id, false
 		}
@@ -48,6 +53,64 @@ func (a *Agent) identity(ctx context.Context, s *site) (id store.Identity, ok bo
 		}
 	}
 	return id, true
+}
+
+// recall takes the identity that is kept on the cluster, if there is one and the disk has lost it. Without an answer of the API
+// server it is not known that there is none: enrolling anew would be refused, because the name is taken.
+func (a *Agent) recall(ctx context.Context, s *site, id store.Identity) (store.Identity, error) {
+	if a.o.IdentitySecret == "" {
+		return id, nil
+	}
+	b, err := a.applier.Identity(ctx, a.o.IdentitySecret)
+	if err != nil || b == nil {
+		return id, err
+	}
+	var kept store.Identity
+	if err := json.Unmarshal(b, &kept); err != nil || kept.Check() != nil || !kept.Enrolled() {
+		a.log.Warn().Str("secret", a.o.IdentitySecret).Msg("the identity kept on the cluster cannot be used and is left out")
+		return id, nil
+	}
+	err = s.ask(func() error {
+		if err := s.store.PutIdentity(kept); err != nil {
+			return err
+		}
+		s.identify(kept)
+		return nil
+	})
+	if err != nil {
+		return id, fmt.Errorf("keep identity: %w", err)
+	}
+	a.log.Warn().Str("workspace", kept.Workspace).Str("cluster", kept.Cluster).Str("secret", a.o.IdentitySecret).
+		Msg("the disk has no identity: it is taken over from the cluster")
+	return kept, nil
+}
+
+// keepIdentity keeps the identity on the cluster as well, once there is one. It ends when that is done.
+func (a *Agent) keepIdentity(ctx context.Context, id store.Identity) {
+	if a.o.IdentitySecret == "" {
+		return
+	}
+	want, err := json.Marshal(id)
+	if err != nil {
+		return // bytes and strings always encode
+	}
+	for n := 1; ctx.Err() == nil; n++ {
+		have, err := a.applier.Identity(ctx, a.o.IdentitySecret)
+		if err == nil && bytes.Equal(have, want) {
+			return
+		}
+		if err == nil {
+			err = a.applier.PutIdentity(ctx, a.o.IdentitySecret, want)
+		}
+		if err == nil {
+			a.log.Info().Str("secret", a.o.IdentitySecret).Msg("identity is kept on the cluster as well")
+			return
+		}
+		if n == 1 {
+			a.log.Warn().Err(err).Msg("identity is only on this disk, trying again")
+		}
+		pause(ctx, plan.Backoff(n, a.o.Timing.RetryMin, time.Hour))
+	}
 }
 
 // enroll makes one attempt. The identity it returns holds the key also after an error: asking again with the same key is the

@@ -37,6 +37,9 @@ func (a *Agent) link(ctx context.Context, s *site) {
 	if !ok {
 		return
 	}
+	var kept sync.WaitGroup
+	defer kept.Wait()
+	kept.Go(func() { a.keepIdentity(ctx, id) })
 	c, goodbye, err := a.client(s, id)
 	if err != nil { // the identity on disk is at fault: a person must look, the site goes on without a link
 		a.log.Error().Err(err).Msg("no link to the hub is possible")

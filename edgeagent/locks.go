@@ -13,26 +13,23 @@ import (
 type locks struct {
 	files  []plan.Lock
 	leases []plan.Lock
-	due    time.Time // when to look for files again
 	failed bool
 }
 
 func (l *locks) all() []plan.Lock { return slices.Concat(l.files, l.leases) }
 
-// lookForLocks reads the lock files when that is due. With files that cannot be listed the last ones known hold.
-func (s *site) lookForLocks(now time.Time) time.Time {
+// lookForLocks reads the lock files before every decision: who has taken a lock is sure that nothing begins any more. It says when
+// to look again by itself. With files that cannot be listed the last ones known hold.
+func (s *site) lookForLocks(now time.Time) (again time.Time) {
 	l := &s.locks
-	if now.Before(l.due) {
-		return l.due
-	}
-	l.due = now.Add(s.o.Timing.Locks)
+	again = now.Add(s.o.Timing.Locks)
 	list, err := s.store.Locks()
 	if err != nil {
 		if !l.failed {
 			s.log.Error().Err(err).Msg("look for lock files")
 		}
 		l.failed = true
-		return l.due
+		return again
 	}
 	l.failed = false
 	files := make([]plan.Lock, 0, len(list))
@@ -45,7 +42,7 @@ func (s *site) lookForLocks(now time.Time) time.Time {
 	}
 	s.saySoonIf(!slices.EqualFunc(files, l.files, func(a, b plan.Lock) bool { return a.Name == b.Name && a.Reason == b.Reason && a.End().Equal(b.End()) }))
 	l.files = files
-	return l.due
+	return again
 }
 
 func (s *site) saySoonIf(changed bool) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,10 @@ import (
 
 func TestCommandLine(t *testing.T) {
 	none := func(string) string { return "" }
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(`{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c"}}],"clusters":[{"name":"c","cluster":{"server":"https://127.0.0.1:1"}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		what string
 		args []string
@@ -28,7 +33,7 @@ func TestCommandLine(t *testing.T) {
 		{"help", []string{"--help"}, nil, 0, "shoal-agent status --data-dir", ""},
 		{"help as a command", []string{"help"}, nil, 0, "Examples:", ""},
 		{"version", []string{"version"}, nil, 0, "dev", ""},
-		{"unknown command", []string{"rnu"}, nil, 2, "", `unknown command "rnu": want run, status or version`},
+		{"unknown command", []string{"rnu"}, nil, 2, "", `unknown command "rnu": want run, status, lock, unlock or version`},
 		{"unknown flag", []string{"run", "--data"}, nil, 2, "", "flag provided but not defined: -data"},
 		{"an argument too many", []string{"status", "x"}, nil, 2, "", `unexpected argument "x"`},
 		{"no directory", []string{"status", "--data-dir", "/nonexistent"}, nil, 1, "", "is --data-dir /nonexistent right?"},
@@ -38,6 +43,12 @@ func TestCommandLine(t *testing.T) {
 		{"bad prefix", []string{"run", "--topic-prefix", "a/b/c"}, nil, 2, "", "topic prefix"},
 		{"bad level", []string{"run", "--log-level", "loud"}, nil, 2, "", "want trace, debug, info, warn or error"},
 		{"bad format", []string{"run", "--log-format", "xml"}, nil, 2, "", "want json, text or auto"},
+		{"bad time zone", []string{"run", "--time-zone", "Mars", "--kubeconfig", kubeconfig}, nil, 2, "", "want a name such as Europe/Berlin"},
+		{"bad share", []string{"run", "--removal-share", "200", "--kubeconfig", kubeconfig}, nil, 1, "", "--removal-share between 1 and 100"},
+		{"lock without a reason", []string{"lock"}, nil, 2, "", "say why with --reason"},
+		{"lock for ever", []string{"lock", "--reason", "x", "--for", "999h"}, nil, 2, "", "a lock lasts a week at most"},
+		{"lock nowhere", []string{"lock", "--reason", "x", "--data-dir", "/nonexistent"}, nil, 1, "", "is --data-dir /nonexistent right?"},
+		{"unlock nowhere", []string{"unlock", "--data-dir", "/nonexistent"}, nil, 1, "", "is --data-dir /nonexistent right?"},
 		{"no cluster", []string{"run"}, nil, 1, "", "give --kubeconfig"},
 		{"no kubeconfig", []string{"run", "--kubeconfig", "/nonexistent"}, nil, 1, "", "/nonexistent"},
 	} {
@@ -82,6 +93,26 @@ func TestStatusFromRecords(t *testing.T) {
 			t.Errorf("no %q in:\n%s", want, &out)
 		}
 	}
+}
+
+// Somebody on the site holds changes up, sees it, and takes it back.
+func TestLock(t *testing.T) {
+	dir := t.TempDir()
+	do := func(want string, code int, args ...string) {
+		t.Helper()
+		var stdout, stderr bytes.Buffer
+		got := run(context.Background(), append(args, "--data-dir", dir), func(string) string { return "" }, &stdout, &stderr)
+		if out := stdout.String() + stderr.String(); got != code || !strings.Contains(out, want) {
+			t.Errorf("%v: exit %d, want %q in:\n%s", args, got, want, out)
+		}
+	}
+	do("no releases and no removals", 0, "lock", "--reason", "stock count", "--holder", "anna", "--for", "2h")
+	do("by file manual: stock count (anna)", 0, "status")
+	do("Locked until", 0, "lock", "--reason", "backup", "--name", "backup")
+	do("is not a DNS label", 1, "lock", "--reason", "x", "--name", "../x")
+	do("Lock manual is off", 0, "unlock")
+	do("there is no lock file", 1, "unlock")
+	do("by file backup: backup", 0, "status")
 }
 
 // The agent stays small: none of the hub's heavy libraries may come in by any way.

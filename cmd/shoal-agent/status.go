@@ -45,6 +45,17 @@ func status(c config, w io.Writer, now time.Time) error {
 	if r := st.Refused; r != nil {
 		line("Refused", "%d messages; last %s: %s: %s", r.Count, ago(now, r.At), r.Topic, r.Reason)
 	}
+	for _, l := range st.Locks {
+		what := "file"
+		if l.Lease {
+			what = "lease"
+		}
+		why := l.Reason
+		if l.Holder != "" {
+			why += fmt.Sprintf(" (%s)", l.Holder)
+		}
+		line("Locked", "until %s by %s %s: %s", l.Ends.Local().Format(time.RFC3339), what, l.Name, strings.TrimSpace(why))
+	}
 	if st.Damaged > 0 {
 		line("Disk", "%d damaged files were moved to %s/damaged", st.Damaged, c.dataDir)
 	}

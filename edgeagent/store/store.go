@@ -124,7 +124,8 @@ type Identity struct {
 // Enrolled says whether the hub has given this identity a name.
 func (i Identity) Enrolled() bool { return len(i.Certificate) > 0 }
 
-func (i Identity) check() error {
+// Check says what is wrong with an identity, whoever kept it.
+func (i Identity) Check() error {
 	if len(i.Key) == 0 {
 		return errors.New("identity has no key")
 	}
@@ -136,7 +137,7 @@ func (i Identity) check() error {
 
 // Identity is fs.ErrNotExist before the first PutIdentity.
 func (s *Store) Identity() (Identity, error) {
-	return getJSON(s, "identity", Identity.check)
+	return getJSON(s, "identity", Identity.Check)
 }
 
 // PutIdentity replaces the identity.
