@@ -132,6 +132,7 @@ func (o diffOptions) compareWithDirectory(ctx context.Context, a *app, name stri
 	}
 	if len(before) == 1 && len(after) == 1 && name == "" {
 		// Where no name is set they are named after their directories, which differ.
+		before[0].Name = after[0].Name
 		return []pair{{name: after[0].Name, before: before[0], after: after[0]}}, nil
 	}
 	var pairs []pair

@@ -158,10 +158,17 @@ func (f finding) String() string {
 
 // linter collects findings about a tree.
 type linter struct {
-	dir     string
-	fleet   *clustersFile
-	options map[string]*yamlv3.Node // options files by path
-	found   []finding
+	tree   string
+	fleet  *clustersFile
+	places []place
+	found  []finding
+}
+
+// place is where a bundle can be, and its options file.
+type place struct {
+	dir  string       // below the root; "."
+	file string       // empty: it has none
+	root *yamlv3.Node // nil: none, or it is no YAML
 }
 
 // lint returns everything that is wrong with a tree. Its error is about the command line: there is nothing to read.
@@ -169,12 +176,13 @@ func lint(ctx context.Context, dir string, o source.Options, fleet *clustersFile
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return nil, fmt.Errorf("read %s: want a directory", dir)
 	}
-	l := &linter{dir: dir, fleet: fleet, options: map[string]*yamlv3.Node{}}
-	l.readOptions()
+	l := &linter{tree: dir, fleet: fleet}
+	l.findPlaces()
 	bundles, err := source.Tree(ctx, dir, o)
 	l.problems(err)
-	for _, b := range bundles {
-		l.bundle(b)
+	places := l.placesOf(bundles)
+	for i, b := range bundles {
+		l.bundle(b, places[i])
 	}
 	return l.found, nil
 }
@@ -195,35 +203,82 @@ func (l *linter) problems(err error) {
 	}
 }
 
-// readOptions finds options files, for the lines of what they say. What is wrong with them is said by package source.
-func (l *linter) readOptions() {
-	_ = filepath.WalkDir(l.dir, func(file string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() || !slices.Contains([]string{"fleet.yaml", "fleet.yml", "bundle.yaml"}, e.Name()) {
+// findPlaces finds options files, for the lines of what they say. What is wrong with them is said by package source.
+func (l *linter) findPlaces() {
+	l.places = []place{{dir: "."}}
+	_ = filepath.WalkDir(l.tree, func(file string, e fs.DirEntry, err error) error {
+		rel, relErr := filepath.Rel(l.tree, file)
+		switch {
+		case err != nil || relErr != nil:
+			return nil
+		case e.IsDir() && rel != "." && strings.HasPrefix(e.Name(), "."):
+			return fs.SkipDir
+		case e.IsDir() || !slices.Contains([]string{"fleet.yaml", "fleet.yml", "bundle.yaml"}, e.Name()):
 			return nil
 		}
+		rel = filepath.ToSlash(rel)
+		p := place{dir: path.Dir(rel), file: rel}
 		var doc yamlv3.Node
 		data, err := os.ReadFile(file)
-		if err != nil || len(data) > 1<<20 || yamlv3.Unmarshal(data, &doc) != nil || len(doc.Content) == 0 {
-			return nil
+		if err == nil && len(data) <= 1<<20 && yamlv3.Unmarshal(data, &doc) == nil && len(doc.Content) > 0 {
+			p.root = doc.Content[0]
 		}
-		if rel, err := filepath.Rel(l.dir, file); err == nil {
-			l.options[filepath.ToSlash(rel)] = doc.Content[0]
+		if e.Name() == "bundle.yaml" && (p.root == nil || child(p.root, "kind") != nil) {
+			return nil // an object that happens to be called so
 		}
+		l.places = append(l.places, p)
 		return nil
 	})
+	if slices.ContainsFunc(l.places[1:], func(p place) bool { return p.dir == "." }) {
+		l.places = l.places[1:]
+	}
+	slices.SortStableFunc(l.places, func(a, b place) int { return strings.Compare(a.dir, b.dir) })
 }
 
-// linted is one bundle and where its options are.
+// placesOf says where bundles are: both are in the order of paths, and a place without a bundle has a problem. The root without
+// options is often none.
+func (l *linter) placesOf(bundles []*v1alpha1.Bundle) []place {
+	bad := map[string]bool{}
+	for _, f := range l.found {
+		bad[l.placeAround(f.File)] = true
+	}
+	good := slices.DeleteFunc(slices.Clone(l.places), func(p place) bool { return bad[p.dir] })
+	if len(good) == len(bundles)+1 && good[0].file == "" {
+		good = good[1:]
+	}
+	if len(good) == len(bundles) {
+		return good
+	}
+	out := make([]place, len(bundles)) // without files and lines, rather than with wrong ones
+	for i, b := range bundles {
+		out[i].dir = "."
+		for _, p := range l.places {
+			if p.root != nil && child(p.root, "name") != nil && child(p.root, "name").Value == b.Name {
+				out[i] = p
+			}
+		}
+	}
+	return out
+}
+
+// placeAround is the directory of the bundle that a file belongs to.
+func (l *linter) placeAround(file string) string {
+	for dir := file; ; dir = path.Dir(dir) {
+		if slices.ContainsFunc(l.places, func(p place) bool { return p.dir == dir }) || dir == "." || dir == "/" {
+			return dir
+		}
+	}
+}
+
+// linted is one bundle and where it is.
 type linted struct {
 	*linter
+	place
 	bundle *v1alpha1.Bundle
-	file   string       // empty: it has none
-	root   *yamlv3.Node // nil: it has none
 }
 
-func (l *linter) bundle(b *v1alpha1.Bundle) {
-	x := linted{linter: l, bundle: b}
-	x.file, x.root = l.optionsOf(b)
+func (l *linter) bundle(b *v1alpha1.Bundle, p place) {
+	x := linted{linter: l, place: p, bundle: b}
 	x.targets()
 	x.overlays()
 	x.withoutEffect()
@@ -310,13 +365,17 @@ func (x linted) overlays() {
 			there[name] = there[name] || below
 		}
 	}
-	if x.bundle.Spec.Templating == "all" && len(used) > 0 {
+	switch {
+	case x.bundle.Spec.Templating == "all" && len(used) > 0:
 		return // their names may be templates
+	case slices.ContainsFunc([]string{"Chart.yaml", "kustomization.yaml", "kustomization.yml", "Kustomization"}, x.has):
+		return // charts and kustomizations have their own ways to use files
+	case x.bundle.Spec.Helm != nil && x.bundle.Spec.Helm.Chart != "", x.bundle.Spec.Kustomize != nil:
+		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(there)) {
-		// A kustomization has its own way to use them.
-		if there[name] && !used[name] && !x.has("kustomization.yaml") && !x.has("kustomization.yml") && !x.has("Kustomization") {
-			x.found = append(x.found, finding{path.Join(path.Dir(cmp.Or(x.file, ".")), "overlays", name), 0, severityWarning, "this overlay is not used: name it in yaml.overlays of the bundle or of a target"})
+		if there[name] && !used[name] {
+			x.found = append(x.found, finding{x.below("overlays/" + name), 0, severityWarning, "this overlay is not used: name it in yaml.overlays of the bundle or of a target"})
 		}
 	}
 }
@@ -367,8 +426,9 @@ func (x linted) oldTemplates(n *yamlv3.Node) {
 	}
 }
 
-// renderAll renders each target once, or with clusters each distinct set of options.
+// renderAll renders each target once, or with clusters each distinct set of options. What is said of several is said once.
 func (x linted) renderAll() {
+	said := map[string]bool{}
 	for _, s := range x.sites() {
 		r, _, err := s.site.render(s.bundle)
 		switch {
@@ -381,10 +441,46 @@ func (x linted) renderAll() {
 			x.say(severityWarning, s.field, "target %s: there are no objects in it", s.title)
 		}
 		for _, n := range r.notes {
-			x.say(severityWarning, s.field, "target %s: %s", s.title, n)
+			if !said[n] && !(strings.HasPrefix(n, oldTemplate) && x.root != nil) { // which oldTemplates has said, with its line
+				said[n] = true
+				x.note(s, n)
+			}
 		}
 	}
 }
+
+// note is a warning of the renderer, which often begins with the file it is about.
+func (x linted) note(s lintedSite, text string) {
+	name, rest, _ := strings.Cut(text, " ")
+	if file := x.fileOf(strings.TrimSuffix(name, ":")); file != "" {
+		x.found = append(x.found, finding{x.below(file), x.lineWith(file, rest), severityWarning, rest})
+		return
+	}
+	x.say(severityWarning, s.field, "%s", text)
+}
+
+var usesFunction = regexp.MustCompile(`^uses (\w+)`)
+
+// lineWith is the first line of a file with the function that a note says it uses; 0: not known.
+func (x linted) lineWith(file, note string) int {
+	m := usesFunction.FindStringSubmatch(note)
+	i := slices.IndexFunc(x.bundle.Spec.Resources, func(r v1alpha1.BundleResource) bool { return r.Name == file })
+	if m == nil || i < 0 {
+		return 0
+	}
+	data, err := x.bundle.Spec.Resources[i].Decode(1 << 20)
+	if err != nil {
+		return 0
+	}
+	before, _, found := strings.Cut(string(data), m[1])
+	if !found {
+		return 0
+	}
+	return 1 + strings.Count(before, "\n")
+}
+
+// below is the path of a file of the bundle in the tree.
+func (x linted) below(file string) string { return path.Join(x.dir, file) }
 
 // lintedSite is a cluster to render for, and the target that is tried with it.
 type lintedSite struct {
@@ -457,8 +553,8 @@ func madeUp(m v1alpha1.ClusterMatch) v1alpha1.Cluster {
 	return c
 }
 
-// inFile is where Helm says that a template fails: CHART/PATH:LINE.
-var inFile = regexp.MustCompile(`([A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)+):(\d+)(?::\d+)?: ?`)
+// inFile is where the renderer and Helm say that something is wrong: PATH, CHART/PATH or either with :LINE.
+var inFile = regexp.MustCompile(`([A-Za-z0-9_./-]+\.(?:yaml|yml|json|tpl|txt))(?::(\d+))?`)
 
 // cannotRender says why, at the line of the file that is to blame if that is known.
 func (x linted) cannotRender(s lintedSite, err error) {
@@ -467,23 +563,28 @@ func (x linted) cannotRender(s lintedSite, err error) {
 		return
 	}
 	message := err.Error()
+	f := finding{Severity: severityError, Message: message}
 	for _, m := range inFile.FindAllStringSubmatch(message, -1) {
-		if file := x.fileOf(m[1]); file != "" {
-			line, _ := strconv.Atoi(m[2])
-			f := finding{path.Join(path.Dir(cmp.Or(x.file, ".")), file), line, severityError, message}
-			// Another target with the same mistake adds nothing.
-			if !slices.ContainsFunc(x.found, func(g finding) bool { return g.File == f.File && g.Line == f.Line && g.Severity == f.Severity }) {
-				x.found = append(x.found, f)
-			}
-			return
+		file := x.fileOf(m[1])
+		if line, _ := strconv.Atoi(m[2]); file != "" && (f.File == "" || f.Line == 0 && line > 0) {
+			f.File, f.Line = x.below(file), line
 		}
 	}
-	x.say(severityError, s.field, "%v", err)
+	switch {
+	case f.File == "":
+		x.say(severityError, s.field, "%v", err)
+	case slices.ContainsFunc(x.found, func(g finding) bool {
+		return g.File == f.File && g.Line == f.Line && f.Line > 0 && g.Severity == f.Severity
+	}):
+		// Another target has the same mistake.
+	default:
+		x.found = append(x.found, f)
+	}
 }
 
 // fileOf is the file of the bundle that Helm calls CHART/PATH, or empty.
 func (x linted) fileOf(name string) string {
-	for name != "" {
+	for strings.Contains(name, "/") || x.has(name) {
 		if x.has(name) {
 			return name
 		}
@@ -493,21 +594,6 @@ func (x linted) fileOf(name string) string {
 		_, name, _ = strings.Cut(name, "/")
 	}
 	return ""
-}
-
-// optionsOf finds the options file that a bundle was made of.
-func (l *linter) optionsOf(b *v1alpha1.Bundle) (string, *yamlv3.Node) {
-	for _, file := range slices.Sorted(maps.Keys(l.options)) {
-		if n := child(l.options[file], "name"); n != nil && n.Value == b.Name {
-			return file, l.options[file]
-		}
-	}
-	for _, file := range []string{"fleet.yaml", "fleet.yml", "bundle.yaml"} {
-		if n := l.options[file]; n != nil && child(n, "name") == nil {
-			return file, n
-		}
-	}
-	return "", nil
 }
 
 // at is the node on a path, or nil.
