@@ -183,10 +183,10 @@ func (b *bundle) form2020(ctx context.Context, file string, data []byte) (err er
 				b.doc.report(at+".overlays", fmt.Errorf("overlay %s brings files, which works with manifests alone: with a chart or a kustomization put the difference into values or kustomizeDir", layers[0]))
 			}
 		}
-		if l.chart == "" && spec.Kustomize == nil && out.Kustomize == nil && !b.holds("templates") {
+		if len(b.doc.problems) == 0 && l.chart == "" && spec.Kustomize == nil && out.Kustomize == nil && !b.holds("templates") {
 			b.doc.report(at, errors.New("nothing to deploy: there are no manifests, no chart, and no kustomization.yaml in kustomize/"))
 		}
-		b.doc.report(at, target.Check(out))
+		b.doc.report(at, short(target.Check(out)))
 		spec.Targets = append(spec.Targets, out)
 	}
 	switch {
@@ -331,24 +331,23 @@ func (l *layout2020) source(key, dir, normally string) string {
 func (l *layout2020) inline(files map[string][]byte, f bundle2020) {
 	add := func(at, dir string, rs []v1alpha1.BundleResource) {
 		for i, r := range rs {
-			at := fmt.Sprintf("%s[%d]", at, i)
-			name, err := inside(path.Join(dir, path.Clean("/"+r.Name)))
-			data, derr := r.Decode(MaxFile)
-			switch {
-			case err == nil && derr != nil:
-				err = derr
-			case files[name] != nil:
-				err = fmt.Errorf("%s is a file in the directory as well", name)
+			name := path.Join(dir, rooted(r.Name))
+			data, err := r.Decode(MaxFile)
+			if files[name] != nil {
+				err = fmt.Errorf("%s is a file in the directory as well, or stands here twice", name)
 			}
-			l.doc.report(at, err)
+			l.doc.report(fmt.Sprintf("%s[%d]", at, i), err)
 			files[name] = data
 		}
 	}
 	add("resources", "", f.Resources)
 	for i, o := range f.Overlays {
-		add(fmt.Sprintf("overlays[%d].resources", i), path.Join("overlays", path.Clean("/"+o.Name)), o.Resources)
+		add(fmt.Sprintf("overlays[%d].resources", i), path.Join("overlays", rooted(o.Name)), o.Resources)
 	}
 }
+
+// rooted cleans a path; it cannot lead out of where it stands.
+func rooted(p string) string { return strings.TrimPrefix(path.Clean("/"+p), "/") }
 
 // options are those of today. at is the target's path, empty for those of the bundle.
 func (l *layout2020) options(at string, o options2020) v1alpha1.BundleOptions {
@@ -360,7 +359,7 @@ func (l *layout2020) options(at string, o options2020) v1alpha1.BundleOptions {
 		out.Helm.TimeoutSeconds = max(0, o.TimeoutSeconds)
 	}
 	if d := o.KustomizeDir; d != "" && (at != "" || l.kustomize == "kustomize" && holds(l.bundle.files, path.Join("kustomize", d))) {
-		dir, err := inside(path.Join("kustomize", path.Clean("/"+d)))
+		dir, err := inside(path.Join("kustomize", rooted(d)))
 		if err == nil && !l.isKustomization(dir) {
 			err = fmt.Errorf("%q: there is no kustomization.yaml in %s", d, dir)
 		}

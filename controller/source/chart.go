@@ -226,6 +226,9 @@ func (b *bundle) dependencies(ctx context.Context, dir string) error {
 	b.charts[ChartRef{Chart: "\x00" + dir}] = dir
 	seen := make(map[string][]byte, len(b.files))
 	for name, data := range b.files {
+		if b.used[name] {
+			continue
+		}
 		rel, err := filepath.Rel(dir, name)
 		if err != nil {
 			return err

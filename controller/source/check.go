@@ -382,7 +382,7 @@ func (d *document) scalar(n *yamlv3.Node, f field, at string) {
 func (d *document) text(n *yamlv3.Node, f field, at string) {
 	switch {
 	case len(f.enum) > 0 && !slices.Contains(f.enum, n.Value):
-		d.refuse(n, at, "%s: %q is not known: use %s", at, n.Value, strings.Join(f.enum, ", "))
+		d.refuse(n, at, "%s: %q is not known: use %s", at, n.Value, strings.TrimPrefix(strings.Join(f.enum, ", "), ", "))
 	case f.format == nil || n.Value == "":
 	case f.format.templated && strings.Contains(n.Value, "${"):
 		if !d.templates {

@@ -53,7 +53,7 @@ func (r *reader) dir(dir string, ignored []pattern) error {
 	}
 	if dir != "." && !r.deep {
 		if own, err := optionsFile(r.root, at, entries); err != nil || own != "" {
-			return err // a bundle of its own
+			return nil // a bundle of its own, and so are its errors
 		}
 	}
 	if slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == ignoreFile }) {

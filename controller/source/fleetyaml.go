@@ -62,6 +62,11 @@ func (t *tree) bundle(ctx context.Context, p place) (*v1alpha1.Bundle, error) {
 		return nil, err
 	}
 	var options []byte
+	if p.options == "" && p.dir == "." {
+		for name := range t.taken {
+			delete(files, name)
+		}
+	}
 	if p.options != "" {
 		if options, err = readFile(t.root, path.Join(p.dir, p.options), MaxFile); err != nil {
 			return nil, err
@@ -150,12 +155,13 @@ func (b *bundle) fleetYAML(ctx context.Context, file string, data []byte) (err e
 	if f.Helm != nil {
 		ref = f.Helm.ref()
 	}
-	if err := b.complete(ctx, "", &spec.BundleOptions, f.Helm, ref); err != nil {
-		return err
-	}
+	b.allMatches(slices.Concat(f.Targets, f.TargetCustomizations))
 	b.rollout(spec.RolloutStrategy)
 	for i, d := range spec.DependsOn {
 		b.selector(fmt.Sprintf("dependsOn[%d].selector", i), d.Selector)
+	}
+	if err := b.complete(ctx, "", &spec.BundleOptions, f.Helm, ref); err != nil {
+		return err
 	}
 	for _, list := range []struct {
 		field   string
@@ -166,11 +172,10 @@ func (b *bundle) fleetYAML(ctx context.Context, file string, data []byte) (err e
 			if err := b.complete(ctx, at+".", &t.BundleOptions, t.Helm, ref); err != nil {
 				return err
 			}
-			b.doc.report(at, target.Check(t.BundleTarget))
+			b.doc.report(at, short(target.Check(t.BundleTarget)))
 			spec.Targets = append(spec.Targets, t.BundleTarget)
 		}
 	}
-	b.allMatches(slices.Concat(f.Targets, f.TargetCustomizations))
 	if f.OverrideTargets != nil {
 		spec.TargetRestrictions = *f.OverrideTargets
 		for i, t := range *f.OverrideTargets {
@@ -233,17 +238,25 @@ func (b *bundle) labels(at string, m map[string]string, value func(string) []str
 			wrong = value(m[k])
 		}
 		if len(wrong) > 0 {
-			msg, _, _ := strings.Cut(wrong[0], " (e.g. ")
-			b.doc.report(join(at, k), errors.New(msg))
+			b.doc.report(join(at, k), short(errors.New(wrong[0])))
 		}
 	}
 }
 
 func (b *bundle) selector(at string, s *metav1.LabelSelector) {
-	if _, err := metav1.LabelSelectorAsSelector(s); err != nil {
-		msg, _, _ := strings.Cut(err.Error(), " (e.g. ")
-		b.doc.report(at, errors.New(msg))
+	_, err := metav1.LabelSelectorAsSelector(s)
+	b.doc.report(at, short(err))
+}
+
+// short leaves out the examples and regular expressions that Kubernetes adds to its messages.
+func short(err error) error {
+	if err == nil {
+		return nil
 	}
+	if msg, _, ok := strings.Cut(err.Error(), " (e.g. "); ok {
+		return errors.New(msg)
+	}
+	return err
 }
 
 // complete checks that what the options name is there, fetches charts, and merges values files into values. ref is the chart of
@@ -310,6 +323,9 @@ func (b *bundle) valuesFile(name string) (v1alpha1.Values, error) {
 	vals, err := values(at, data)
 	if err != nil {
 		return nil, err
+	}
+	if !ok {
+		b.taken[at] = true
 	}
 	if _, chart := b.files[path.Join(path.Dir(name), "Chart.yaml")]; !chart || path.Base(name) != "values.yaml" {
 		b.used[name] = true

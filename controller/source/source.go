@@ -60,37 +60,28 @@ func Dir(ctx context.Context, dir string, o Options) (*v1alpha1.Bundle, error) {
 		return nil, err
 	}
 	defer t.root.Close()
-	found, err := t.bundles()
+	out, found, err := t.build(ctx, true)
+	if len(out) != 1 && err == nil {
+		return nil, several(dir, found)
+	}
 	if err != nil {
 		return nil, err
-	}
-	var out []*v1alpha1.Bundle
-	if len(found) == 1 {
-		b, err := t.bundle(ctx, found[0])
-		if err != nil {
-			return nil, problems("", err)
-		}
-		return b, nil
-	}
-	if out, err = t.build(ctx, found); err != nil {
-		return nil, err
-	}
-	if len(out) > 1 {
-		return nil, several(dir, found, out)
 	}
 	return out[0], nil
 }
 
-func several(dir string, found []place, out []*v1alpha1.Bundle) error {
-	var names []string
-	for _, b := range out {
-		names = append(names, b.Name)
+func several(dir string, found []place) error {
+	var dirs []string
+	for _, p := range found {
+		if p.dir != "." {
+			dirs = append(dirs, filepath.Join(dir, filepath.FromSlash(p.dir)))
+		}
 	}
-	sub := ""
-	if i := slices.IndexFunc(found, func(p place) bool { return p.dir != "." }); i >= 0 {
-		sub = ", such as " + filepath.Join(dir, filepath.FromSlash(found[i].dir))
+	more := ""
+	if n := len(dirs) - 10; n > 0 {
+		dirs, more = dirs[:10], fmt.Sprintf(" and %d more", n)
 	}
-	return Problems{{Message: fmt.Sprintf("%s holds %d bundles (%s): name the directory of one of them%s", dir, len(out), strings.Join(names, ", "), sub)}}
+	return Problems{{Message: fmt.Sprintf("%s holds %d bundles: name the directory of one of them: %s%s", dir, len(found), strings.Join(dirs, ", "), more)}}
 }
 
 // Tree reads a directory and returns the bundles in it, sorted by path. With problems in some of them it returns the others,
@@ -101,14 +92,11 @@ func Tree(ctx context.Context, dir string, o Options) ([]*v1alpha1.Bundle, error
 		return nil, err
 	}
 	defer t.root.Close()
-	found, err := t.bundles()
-	if err != nil {
-		return nil, err
+	out, found, err := t.build(ctx, o.Name != "")
+	if o.Name != "" && len(out) != 1 && err == nil {
+		return nil, several(dir, found)
 	}
-	if len(found) > 1 && o.Name != "" {
-		return nil, Problems{{Message: fmt.Sprintf("%s holds %d bundles: they cannot all be called %s", dir, len(found), o.Name)}}
-	}
-	return t.build(ctx, found)
+	return out, err
 }
 
 // Driven reads the one bundle in the directory base below dir, with options from a file of any name in it. Nothing is looked
@@ -145,9 +133,10 @@ func Driven(ctx context.Context, dir, base, options string, o Options) (*v1alpha
 
 // tree is a directory that is read.
 type tree struct {
-	root *os.Root
-	base string // begins the names of bundles
-	o    Options
+	root  *os.Root
+	base  string // begins the names of bundles
+	o     Options
+	taken map[string]bool // values files that bundles take from elsewhere in the tree
 }
 
 // place is where a bundle is.
@@ -166,25 +155,39 @@ func open(dir string, o Options) (*tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", dir, plain(err))
 	}
-	t := &tree{root: root, base: o.Base, o: o}
+	t := &tree{root: root, base: o.Base, o: o, taken: map[string]bool{}}
 	if t.base == "" {
 		t.base = cleanName(filepath.Base(abs))
 	}
 	return t, nil
 }
 
-// build makes the bundles of places. A root without options whose files turn out to belong to nobody is none.
-func (t *tree) build(ctx context.Context, found []place) ([]*v1alpha1.Bundle, error) {
+// build makes the bundles of the tree, sorted by path. A root without options whose files turn out to belong to others is none.
+//
+// With one set it makes none if there are several.
+func (t *tree) build(ctx context.Context, one bool) ([]*v1alpha1.Bundle, []place, error) {
+	w := walker{root: t.root}
+	root, err := w.dir(".", 0)
+	if err != nil {
+		return nil, nil, problems("", err)
+	}
+	slices.SortFunc(w.found, func(a, b place) int { return strings.Compare(a.dir, b.dir) })
+	found, ps := w.found, w.problems
+	if len(found) == 0 && len(ps) == 0 || root {
+		found = append(found, place{dir: "."}) // at the end: what others take from it is no file of its own
+	}
+	if one && len(w.found) > 1 {
+		return nil, found, nil
+	}
 	var out []*v1alpha1.Bundle
-	var ps Problems
 	first := map[string]string{} // name → where
 	for _, p := range found {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
 		b, err := t.bundle(ctx, p)
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
+		}
 		if err != nil {
-			if !(p.options == "" && len(found) > 1 && errors.Is(err, ErrEmpty)) {
+			if !(p.options == "" && len(found)+len(w.problems) > 1 && errors.Is(err, ErrEmpty)) {
 				ps = append(ps, problems(p.dir, err)...)
 			}
 			continue
@@ -195,26 +198,14 @@ func (t *tree) build(ctx context.Context, found []place) ([]*v1alpha1.Bundle, er
 			continue
 		}
 		first[b.Name] = where
-		out = append(out, b)
+		if out = append(out, b); p.dir == "." && p.options == "" {
+			out = slices.Insert(out[:len(out)-1], 0, b)
+		}
 	}
 	if len(ps) > 0 {
-		return out, ps
+		return out, found, ps
 	}
-	return out, nil
-}
-
-// bundles finds the bundles of a tree, sorted by path.
-func (t *tree) bundles() ([]place, error) {
-	w := walker{root: t.root}
-	root, err := w.dir(".", 0)
-	if err != nil {
-		return nil, problems("", err)
-	}
-	if root = root || len(w.found) == 0; root && !slices.ContainsFunc(w.found, func(p place) bool { return p.dir == "." }) {
-		w.found = append(w.found, place{dir: "."})
-	}
-	slices.SortFunc(w.found, func(a, b place) int { return strings.Compare(a.dir, b.dir) })
-	return w.found, nil
+	return out, found, nil
 }
 
 func empty() Problem {
@@ -222,9 +213,10 @@ func empty() Problem {
 }
 
 type walker struct {
-	root  *os.Root
-	found []place
-	seen  int
+	root     *os.Root
+	found    []place
+	problems Problems
+	seen     int
 }
 
 // dir returns whether the directory, or one below that is no bundle of its own, holds YAML files. Directories behind symbolic
@@ -240,10 +232,7 @@ func (w *walker) dir(dir string, depth int) (holds bool, err error) {
 	if w.seen += len(entries); w.seen > maxEntries {
 		return false, Problem{Message: fmt.Sprintf("more than %d files and directories: point at a smaller directory", maxEntries)}
 	}
-	options, err := optionsFile(w.root, dir, entries)
-	if err != nil {
-		return false, err
-	}
+	options, wrong := optionsFile(w.root, dir, entries)
 	for _, e := range entries {
 		name := e.Name()
 		switch {
@@ -258,7 +247,11 @@ func (w *walker) dir(dir string, depth int) (holds bool, err error) {
 			holds = holds || path.Ext(name) == ".yaml" || path.Ext(name) == ".yml"
 		}
 	}
-	if options != "" {
+	switch {
+	case wrong != nil:
+		w.problems = append(w.problems, problems(dir, wrong)...)
+		return false, nil
+	case options != "":
 		w.found = append(w.found, place{dir: dir, options: options})
 		return false, nil
 	}

@@ -26,6 +26,11 @@ func TestFields(t *testing.T) {
 	cases.Run(t, "testdata/fields/*.txtar", func(t *testing.T, files []txtar.File) string { return read(t, unpack(t, files)) })
 }
 
+// Test2020 runs testdata/2020/*.txtar: directories with a bundle.yaml.
+func Test2020(t *testing.T) {
+	cases.Run(t, "testdata/2020/*.txtar", func(t *testing.T, files []txtar.File) string { return read(t, unpack(t, files)) })
+}
+
 // TestTree runs testdata/tree/*.txtar: want is every Bundle in the tree, and the problems.
 func TestTree(t *testing.T) {
 	cases.Run(t, "testdata/tree/*.txtar", func(t *testing.T, files []txtar.File) string {
