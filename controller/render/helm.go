@@ -343,7 +343,8 @@ func (r *rendering) addTemplate(name, text string) error {
 		out := make([]document, len(texts))
 		for i, text := range texts {
 			one, err := r.memory.read(helmDocument, text, func() ([]document, error) {
-				d, err := parseDocument([]byte(text), false)
+				// With the end of line that cutting took: a text in its last line has one, as Helm's manifests do.
+				d, err := parseDocument([]byte(text+"\n"), false)
 				return []document{d}, err
 			})
 			if err != nil {

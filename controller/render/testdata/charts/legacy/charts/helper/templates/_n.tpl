@@ -1,0 +1,1 @@
+{{- define "helper.name" }}{{ .Release.Name }}-{{ .Chart.Name }}{{ end }}
