@@ -291,7 +291,7 @@ func (a *app) side(b *v1alpha1.Bundle, s site, where string) (sideOfDiff, error)
 		fmt.Fprintf(a.stderr, "shoal: note: %s: bundle %s: cluster %s gets nothing: %s\n", where, b.Name, s.cluster.Name, why)
 		return sideOfDiff{}, nil
 	}
-	for _, n := range r.notes {
+	for _, n := range append(r.notes, r.shown...) {
 		fmt.Fprintf(a.stderr, "shoal: note: %s: bundle %s: %s\n", where, b.Name, n)
 	}
 	options, err := siteOptions(b.Spec, r.match)

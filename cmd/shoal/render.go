@@ -19,7 +19,8 @@ asked: describe the cluster by flags, its targets then match as they would on th
 and the reason is on standard error.
 
 With several bundles in DIR, those of each stand below a line "# bundle: NAME". Above a hook stands a line that says when it
-runs: "# hook: pre-install, weight 5". Values that only the site knows (valuesFrom) are shown as <site value PATH>. The
+runs: "# hook: pre-install, weight 5". Values that the site may have (valuesFrom) are
+shown as <site value PATH, else what holds without>. The
 workspace, .ClusterNamespace in templates, is that of --namespace, or "default".
 
 Objects without a namespace get the one of the bundle (namespace, defaultNamespace, or "default") when an agent applies them.`,
@@ -68,7 +69,7 @@ func (a *app) render(ctx context.Context, dir string, flags siteFlags, src sourc
 			fmt.Fprintf(a.stderr, "shoal: bundle %s: cluster %s gets nothing: %s\n", b.Name, flags.cluster, why)
 			continue
 		}
-		a.notes(b.Name, len(bundles), r.notes)
+		a.notes(b.Name, len(bundles), append(r.notes, r.shown...))
 		if len(r.documents) == 0 {
 			fmt.Fprintf(a.stderr, "shoal: bundle %s: target %s: there are no objects in it\n", b.Name, r.match.Target)
 		}

@@ -157,8 +157,8 @@ func matchedGroups(list []v1alpha1.ClusterGroup) []target.Group {
 type rendition struct {
 	match     target.Match
 	documents []document
-	notes     []string
-	fills     []bundlefmt.SiteValue
+	notes     []string // what the owner of the bundle should know
+	shown     []string // how what is printed differs from what the cluster will have
 }
 
 // document is one object as people read it.
@@ -211,9 +211,9 @@ func (s site) render(b *v1alpha1.Bundle) (r *rendition, why string, err error) {
 	}
 	r = &rendition{match: *m}
 	h := res.Bundle.Handling()
-	r.notes, r.fills = append(slices.Clone(m.Notes), res.Notes...), h.SiteValues
+	r.notes = append(slices.Clone(m.Notes), res.Notes...)
 	for _, d := range m.Options.DownstreamResources {
-		r.notes = append(r.notes, fmt.Sprintf("the hub adds the %s %s of the workspace to it", d.Kind, d.Name))
+		r.shown = append(r.shown, fmt.Sprintf("the hub adds the %s %s of the workspace to it", d.Kind, d.Name))
 	}
 	for i, o := range res.Bundle.Objects() {
 		d, err := newDocument(o, h, i)
@@ -222,9 +222,7 @@ func (s site) render(b *v1alpha1.Bundle) (r *rendition, why string, err error) {
 		}
 		r.documents = append(r.documents, d)
 	}
-	for _, v := range r.fills {
-		r.notes = append(r.notes, siteNote(v, h.ValuesFrom))
-	}
+	r.shown = append(r.shown, siteNotes(h)...)
 	return r, "", nil
 }
 
@@ -254,18 +252,31 @@ func hookWords(k bundlefmt.Hook) string {
 	return strings.Join(words, ", ")
 }
 
-// placeholder stands for a value that only the site knows.
-func placeholder(path string) string { return "<site value " + path + ">" }
+// placeholder stands for a value that only the site knows, with what holds where the site says nothing.
+func placeholder(v bundlefmt.SiteValue) string {
+	s := "<site value " + v.Path
+	if d := []rune(oneLine(v.Default)); len(d) > 60 {
+		s += ", else " + string(d[:60]) + "…"
+	} else if len(d) > 0 {
+		s += ", else " + string(d)
+	}
+	return s + ">"
+}
 
 // showSiteValues puts what people can read where the site will put its values; in the data of a Secret they stand inside base64.
 func showSiteValues(object []byte, values []bundlefmt.SiteValue) []byte {
-	text := string(object)
-	for _, v := range values {
-		if v.Token == "" {
-			continue
+	show := func(text string, quote func(string) string) string {
+		for _, v := range values {
+			if v.Token != "" {
+				text = strings.ReplaceAll(text, v.Token, quote(placeholder(v)))
+			}
 		}
-		text = strings.ReplaceAll(text, v.Token, placeholder(v.Path))
+		return text
 	}
+	text := show(string(object), func(s string) string {
+		quoted, _ := json.Marshal(s) // a string always can be
+		return string(quoted[1 : len(quoted)-1])
+	})
 	var secret struct {
 		Kind string            `json:"kind"`
 		Data map[string]string `json:"data"`
@@ -278,33 +289,37 @@ func showSiteValues(object []byte, values []bundlefmt.SiteValue) []byte {
 		if err != nil {
 			continue
 		}
-		shown := string(plain)
-		for _, v := range values {
-			if v.Token != "" {
-				shown = strings.ReplaceAll(shown, v.Token, placeholder(v.Path))
-			}
-		}
-		if shown != string(plain) {
+		if shown := show(string(plain), func(s string) string { return s }); shown != string(plain) {
 			text = strings.ReplaceAll(text, encoded, base64.StdEncoding.EncodeToString([]byte(shown)))
 		}
 	}
 	return []byte(text)
 }
 
-func siteNote(v bundlefmt.SiteValue, from []bundlefmt.ValuesFrom) string {
-	var names []string
-	for _, f := range from {
+// siteNotes say which values are not final, and where the site takes them from.
+func siteNotes(h bundlefmt.Handling) []string {
+	var from, filled, fixed, notes []string
+	for _, f := range h.ValuesFrom {
 		name := f.Name
 		if f.Namespace != "" {
 			name = f.Namespace + "/" + name
 		}
-		names = append(names, fmt.Sprintf("%s %s (%s)", f.Kind, name, f.Key))
+		from = append(from, fmt.Sprintf("%s %s (%s)", f.Kind, name, f.Key))
 	}
-	source := strings.Join(names, ", ")
-	if v.Fixed {
-		return fmt.Sprintf("the chart computes with the value %s: %s on the site must not set it", v.Path, source)
+	for _, v := range h.SiteValues {
+		if v.Fixed {
+			fixed = append(fixed, v.Path)
+		} else {
+			filled = append(filled, v.Path)
+		}
 	}
-	return fmt.Sprintf("the value %s is filled in on the site, from %s; here it is shown as %s", v.Path, source, placeholder(v.Path))
+	if len(filled) > 0 {
+		notes = append(notes, fmt.Sprintf("values that the site may have in %s are shown as <site value PATH, else what holds without>: %s", strings.Join(from, ", "), strings.Join(filled, ", ")))
+	}
+	if len(fixed) > 0 {
+		notes = append(notes, fmt.Sprintf("values that the chart computes with, so that the site must not have them in %s: %s", strings.Join(from, ", "), strings.Join(fixed, ", ")))
+	}
+	return notes
 }
 
 // whyNot says why a cluster gets nothing of a bundle, when that is so.
