@@ -15,16 +15,14 @@ type Assignment struct {
 	Release  rollout.Release // zero: nothing (more) is to be ordered now
 	Group    string          // audience of the parts; empty: the cluster alone
 	Revision string
-	Remove   bool // take it away; Release then only says, by its policy, whether objects stay
-	// Confirmed, of a removal: somebody has seen how much goes from the cluster.
-	Confirmed bool
-	Failed    bool   // what is wanted could not be rendered; Wait says why
-	Wait      string // why what is wanted is not ordered yet
+	Remove   bool   // take it away; Release then only says, by its policy, whether objects stay
+	Failed   bool   // what is wanted could not be rendered; Wait says why
+	Wait     string // why what is wanted is not ordered yet
 }
 
 // Equal reports whether two assignments say the same.
 func (a Assignment) Equal(b Assignment) bool {
-	return a.Release.Equal(b.Release) && a.Group == b.Group && a.Revision == b.Revision && a.Remove == b.Remove && a.Confirmed == b.Confirmed && a.Failed == b.Failed && a.Wait == b.Wait
+	return a.Release.Equal(b.Release) && a.Group == b.Group && a.Revision == b.Revision && a.Remove == b.Remove && a.Failed == b.Failed && a.Wait == b.Wait
 }
 
 // DocumentInput is all that a cluster's next desired document depends on.
@@ -33,6 +31,7 @@ type DocumentInput struct {
 	Reported *bundlefmt.Reported // the newest report; nil: none known
 	Assigned map[string]Assignment
 	Windows  []bundlefmt.Window
+	Confirm  []string                // removals of which somebody has seen how much goes
 	InGroup  func(group string) bool // whether the cluster is still in a group
 	Sealed   func(bundlefmt.Digest) (bundlefmt.Sealed, bool)
 	Serial   bundlefmt.Serial // of the next document
@@ -59,7 +58,7 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 	for name, a := range in.Assigned {
 		if a.Remove {
 			if _, ok := deployments[name]; ok || has(in.Reported, name) && removals[name].Serial == 0 {
-				removals[name] = bundlefmt.Removal{Name: name, Serial: in.Serial, Keep: a.Release.Policy.KeepResources, Confirmed: a.Confirmed}
+				removals[name] = bundlefmt.Removal{Name: name, Serial: in.Serial, Keep: a.Release.Policy.KeepResources}
 			}
 			delete(deployments, name)
 			continue
@@ -81,7 +80,9 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 		next.Deployments = append(next.Deployments, deployments[n])
 	}
 	for _, n := range slices.SortedFunc(maps.Keys(removals), byName) {
-		next.Remove = append(next.Remove, removals[n])
+		r := removals[n]
+		r.Confirmed = r.Confirmed || slices.Contains(in.Confirm, n)
+		next.Remove = append(next.Remove, r)
 	}
 	if in.Ordered == nil {
 		return next, true

@@ -3,8 +3,8 @@ package reconcile
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -27,7 +27,8 @@ import (
 	"shoal.dev/shoal/topics"
 )
 
-// ConfirmRemoval, on a Bundle, confirms a held removal: its value is the number of clusters that the status names.
+// ConfirmRemoval confirms a held removal. On a Bundle its value is the number of clusters that the status names, on a Cluster the
+// number of deployments that its agent names.
 const ConfirmRemoval = "shoal.dev/confirm-removal"
 
 // reconcileBundle decides for every cluster what it is to have of one bundle.
@@ -64,11 +65,17 @@ func (h *Hub) reconcileBundle(ctx context.Context, req ctrl.Request) (ctrl.Resul
 	if err := h.writeStatus(ctx, before, &b); err != nil {
 		return ctrl.Result{}, err
 	}
+	if err := h.settlePrune(ctx, &b); err != nil {
+		return ctrl.Result{}, err
+	}
 	if b.Annotations[ConfirmRemoval] != "" && p.losing == 0 {
 		// Used up: it must not confirm the next removal that happens to hit as many.
 		patch := client.MergeFrom(b.DeepCopy())
 		delete(b.Annotations, ConfirmRemoval)
 		return ctrl.Result{}, client.IgnoreNotFound(h.Client.Patch(ctx, &b, patch))
+	}
+	if len(p.extras) > 0 {
+		return ctrl.Result{RequeueAfter: downstreamEvery}, nil
 	}
 	return ctrl.Result{}, nil
 }
@@ -80,12 +87,15 @@ type pass struct {
 	clusters []v1alpha1.Cluster
 	now      time.Time
 
-	matches  []target.Match
-	releases map[string]outcome // by cluster
-	failures []string
-	notes    []string
-	files    [32]byte // see render.Input.ResourcesKey
-	losing   int
+	matches    []target.Match
+	partitions []rollout.Partition
+	depends    dependencies
+	releases   map[string]outcome // by cluster
+	extras     map[v1alpha1.DownstreamResource]extra
+	failures   map[string]bool
+	notes      map[string]bool
+	files      [32]byte // see render.Input.ResourcesKey
+	losing     int
 }
 
 // outcome is what one cluster should run.
@@ -105,11 +115,23 @@ func (p *pass) run(ctx context.Context) (mistake, err error) {
 	all := make([]target.Cluster, 0, len(p.clusters))
 	for _, c := range p.clusters {
 		if c.DeletionTimestamp == nil {
-			all = append(all, target.Cluster{Name: c.Name, Labels: c.Labels})
+			all = append(all, target.Cluster{Name: c.Name, Namespace: c.Namespace, Labels: c.Labels, Annotations: c.Annotations, Values: c.Spec.TemplateValues})
 		}
 	}
 	if p.matches, err = target.Select(p.bundle.Spec, all, groups); err != nil {
 		return err, nil
+	}
+	if p.partitions, err = partitions(p.bundle.Spec.RolloutStrategy, all, groups); err != nil {
+		return err, nil
+	}
+	if len(p.bundle.Spec.DependsOn) > 0 {
+		var list v1alpha1.BundleList
+		if err := p.Client.List(ctx, &list, client.InNamespace(p.bundle.Namespace)); err != nil {
+			return nil, fmt.Errorf("list bundles: %w", err)
+		}
+		if p.depends, err = dependsOn(p.bundle, list.Items, all, groups); err != nil {
+			return err, nil
+		}
 	}
 	if err := p.renderAll(ctx); err != nil {
 		return nil, err
@@ -129,33 +151,61 @@ func (p *pass) run(ctx context.Context) (mistake, err error) {
 // renderAll renders once per distinct set of inputs.
 func (p *pass) renderAll(ctx context.Context) error {
 	p.releases = make(map[string]outcome, len(p.matches))
+	p.failures, p.notes = map[string]bool{}, map[string]bool{}
 	byName := make(map[string]*v1alpha1.Cluster, len(p.clusters))
 	for i := range p.clusters {
 		byName[p.clusters[i].Name] = &p.clusters[i]
 	}
 	p.files = render.ResourcesKey(p.bundle.Spec.Resources)
-	seen := map[string]outcome{}
+	type inputs struct {
+		kube, apis string
+		distinct   int
+	}
+	seen := map[inputs]outcome{}
 	for _, m := range p.matches {
 		cl := byName[m.Cluster]
+		if m.Err != nil {
+			p.releases[m.Cluster] = p.failed(m.Err)
+			continue
+		}
+		for _, n := range m.Notes {
+			p.notes[fmt.Sprintf("target %s: %s", m.Target, n)] = true
+		}
 		if cl.Status.KubernetesVersion == "" {
 			p.releases[m.Cluster] = outcome{wait: "waits for the cluster to connect once: what it gets depends on its Kubernetes version"}
 			continue
 		}
-		opts, err := json.Marshal(m.Options)
-		if err != nil {
-			return fmt.Errorf("encode options of %s: %w", m.Target, err)
-		}
-		key := cl.Status.KubernetesVersion + "\x00" + cl.Status.APIVersions + "\x00" + string(opts)
+		key := inputs{cl.Status.KubernetesVersion, cl.Status.APIVersions, m.Distinct}
 		out, ok := seen[key]
 		if !ok {
+			var err error
 			if out, err = p.render(ctx, m, cl); err != nil {
 				return err
 			}
 			seen[key] = out
 		}
-		p.releases[m.Cluster] = out
+		p.releases[m.Cluster] = p.after(out, m.Cluster)
 	}
 	return nil
+}
+
+// after adds what comes first on a cluster.
+func (p *pass) after(out outcome, cluster string) outcome {
+	if out.failed {
+		return out
+	}
+	first, err := p.depends.of(cluster)
+	if err != nil {
+		return p.failed(err)
+	}
+	out.release.Policy.DependsOn = first
+	return out
+}
+
+// failed is the outcome for a cluster that keeps what it has until a mistake is corrected.
+func (p *pass) failed(err error) outcome {
+	p.failures[err.Error()] = true
+	return outcome{failed: true, wait: err.Error()}
 }
 
 // render makes and seals one release. Only errors that trying again may cure are returned; what is wrong with the bundle
@@ -165,40 +215,51 @@ func (p *pass) render(ctx context.Context, m target.Match, cl *v1alpha1.Cluster)
 	if err != nil {
 		return outcome{}, err
 	}
-	in := render.Input{Name: p.bundle.Name, Resources: p.bundle.Spec.Resources, Options: m.Options, KubeVersion: cl.Status.KubernetesVersion, APIVersions: apis, ResourcesKey: p.files}
+	extras, problem, err := p.downstream(ctx, m.Options.DownstreamResources)
+	switch {
+	case err != nil:
+		return outcome{}, err
+	case problem != nil:
+		return p.failed(fmt.Errorf("target %s: %w", m.Target, problem)), nil
+	}
+	spec := p.bundle.Spec
+	in := render.Input{
+		Name: p.bundle.Name, Resources: spec.Resources, Options: m.Options, Vars: m.Vars, Ignore: spec.Ignore, Health: spec.Health, Extra: extras,
+		KubeVersion: cl.Status.KubernetesVersion, APIVersions: apis, ResourcesKey: p.files,
+	}
 	rendered, err := p.Render.Render(in)
 	if err == nil {
 		_, err = p.Publisher.Seal(rendered.Bundle, p.now)
 	}
 	if err != nil {
-		msg := fmt.Sprintf("target %s: %v", m.Target, err)
-		if !slices.Contains(p.failures, msg) {
-			p.failures = append(p.failures, msg)
-		}
-		return outcome{failed: true, wait: msg}, nil
+		return p.failed(fmt.Errorf("target %s: %w", m.Target, err)), nil
 	}
-	p.notes = append(p.notes, rendered.Notes...)
-	return outcome{release: rollout.Release{Digest: rendered.Bundle.Digest(), Policy: policy(m.Options)}}, nil
+	for _, n := range rendered.Notes {
+		p.notes[n] = true
+	}
+	return outcome{release: rollout.Release{Digest: rendered.Bundle.Digest(), Policy: policy(spec, m.Options, p.DefaultRollback)}}, nil
 }
 
-// policy is how the agents are to treat the release.
-func policy(o v1alpha1.BundleOptions) bundlefmt.Policy {
-	p := bundlefmt.Policy{Namespace: o.DefaultNamespace, KeepResources: o.KeepResources}
-	if o.Namespace != "" {
-		p.Namespace, p.ForceNamespace = o.Namespace, true
+// partitions are the clusters of each part of a rollout.
+func partitions(s *v1alpha1.RolloutStrategy, clusters []target.Cluster, groups []target.Group) ([]rollout.Partition, error) {
+	if s == nil {
+		return nil, nil
 	}
-	if o.CreateNamespace != nil {
-		p.NoCreateNamespace = !*o.CreateNamespace
+	var out []rollout.Partition
+	for i, p := range s.Partitions {
+		names, err := target.Matching(p.ClusterMatch, clusters, groups)
+		if err != nil {
+			return nil, fmt.Errorf("rolloutStrategy.partitions[%d]: %w", i, err)
+		}
+		out = append(out, rollout.Partition{Name: p.Name, Clusters: names, MaxUnavailable: p.MaxUnavailable})
 	}
-	if o.CorrectDrift != nil {
-		p.CorrectDrift, p.CorrectDriftForce = o.CorrectDrift.Enabled, o.CorrectDrift.Force
-	}
-	return p
+	return out, nil
 }
 
 // assign lets the rollout decide who moves now. groups lists the members of each group.
 func (p *pass) assign(groups map[string][]string) {
 	var members []rollout.Member
+	confirms := confirmsPrune(p.bundle)
 	wanting := map[bundlefmt.Digest][]string{}
 	paused := map[string]bool{}
 	for _, c := range p.clusters {
@@ -210,13 +271,15 @@ func (p *pass) assign(groups map[string][]string) {
 			continue
 		}
 		member := p.View.Get(p.id(m.Cluster))
+		out.release = confirmed(out.release, member, p.bundle.Name, confirms)
+		p.releases[m.Cluster] = out
 		members = append(members, rollout.Member{
 			Cluster: m.Cluster, Wanted: out.release, Ordered: current(member, p.bundle.Name), Available: available(member, p.bundle.Name), Paused: paused[m.Cluster],
 		})
 		wanting[out.release.Digest] = append(wanting[out.release.Digest], m.Cluster)
 	}
 	held := map[string]string{}
-	for _, s := range rollout.Next(rollout.Strategy{MaxUnavailable: p.maxUnavailable(), Paused: p.bundle.Spec.Paused}, members) {
+	for _, s := range rollout.Next(p.strategy(), members) {
 		if !s.Move {
 			held[s.Cluster] = s.Reason
 		}
@@ -244,11 +307,13 @@ func (p *pass) assign(groups map[string][]string) {
 	}
 }
 
-func (p *pass) maxUnavailable() *intOrString {
-	if p.bundle.Spec.RolloutStrategy == nil {
-		return nil
+func (p *pass) strategy() rollout.Strategy {
+	out := rollout.Strategy{Paused: p.bundle.Spec.Paused, Partitions: p.partitions}
+	if s := p.bundle.Spec.RolloutStrategy; s != nil {
+		out.MaxUnavailable, out.MaxUnavailablePartitions = s.MaxUnavailable, s.MaxUnavailablePartitions
+		out.AutoPartitionSize, out.AutoPartitionThreshold, out.MaxNew = s.AutoPartitionSize, s.AutoPartitionThreshold, s.MaxNew
 	}
-	return p.bundle.Spec.RolloutStrategy.MaxUnavailable
+	return out
 }
 
 // remove orders the bundle away from clusters that it no longer targets. More of them than usual wait for a confirmation.
@@ -284,9 +349,16 @@ func (p *pass) removal(cluster string) publish.Assignment {
 
 // targetsNot returns the clusters among having that exist and are not targeted.
 func (p *pass) targetsNot(having []string) []string {
+	keep := map[string]bool{}
+	for _, c := range p.clusters {
+		keep[c.Name] = c.DeletionTimestamp != nil
+	}
+	for _, m := range p.matches {
+		keep[m.Cluster] = true
+	}
 	return slices.DeleteFunc(slices.Clone(having), func(name string) bool {
-		exists := slices.ContainsFunc(p.clusters, func(c v1alpha1.Cluster) bool { return c.Name == name && c.DeletionTimestamp == nil })
-		return !exists || slices.ContainsFunc(p.matches, func(m target.Match) bool { return m.Cluster == name })
+		k, exists := keep[name]
+		return k || !exists
 	})
 }
 
@@ -315,14 +387,15 @@ func (p *pass) status() {
 	}
 	p.show(state, message, &t)
 	rendered := metav1.Condition{Type: v1alpha1.ConditionRendered, Status: metav1.ConditionTrue, Reason: "Rendered", ObservedGeneration: p.bundle.Generation}
-	slices.Sort(p.notes)
-	rendered.Message = clip(joinLines(slices.Compact(p.notes)))
+	rendered.Message = some(p.notes)
 	if len(p.failures) > 0 {
-		slices.Sort(p.failures)
-		rendered.Status, rendered.Reason, rendered.Message = metav1.ConditionFalse, "RenderFailed", clip(joinLines(p.failures))
+		rendered.Status, rendered.Reason, rendered.Message = metav1.ConditionFalse, "RenderFailed", some(p.failures)
 	}
 	meta.SetStatusCondition(&p.bundle.Status.Conditions, rendered)
 }
+
+// some is sentences for a status.
+func some(set map[string]bool) string { return clip(joinLines(slices.Sorted(maps.Keys(set)))) }
 
 // fail shows an error that keeps the whole bundle from being looked at; clusters keep what they have.
 func (p *pass) fail(err error) {

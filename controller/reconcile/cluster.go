@@ -67,6 +67,9 @@ func (h *Hub) reconcileCluster(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if err := h.writeStatus(ctx, before, &cl); err != nil {
 		return ctrl.Result{}, err
 	}
+	if err := h.settleRemoval(ctx, &cl, m); err != nil {
+		return ctrl.Result{}, err
+	}
 	return ctrl.Result{RequeueAfter: h.next(m, &cl)}, nil
 }
 
@@ -85,17 +88,21 @@ func unconfirmed(m fleet.Member) bool {
 	return m.Ordered != nil && (m.Reported == nil || m.Reported.Serial < m.Ordered.Serial)
 }
 
-// order publishes the cluster's next document if there is one. It returns what a person must do before it can.
-func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster) (problem string, err error) {
+// problem is what a person must do; reason is for the condition.
+type problem struct{ reason, message string }
+
+// order publishes the cluster's next document if there is one. It returns what a person must do.
+func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster) (problem, error) {
+	var none problem
 	if !h.View.Complete(id.Workspace) {
-		return "", nil // Looked wakes us
+		return none, nil // Looked wakes us
 	}
 	trust, err := h.Keys.TrustDocument(id.Workspace)
 	if err != nil {
-		return "", err
+		return none, err
 	}
 	if err := h.Publisher.Trust(ctx, id.Workspace, trust); err != nil {
-		return "", err
+		return none, err
 	}
 	m := h.View.Get(id)
 	floor := h.floors.get(id, bundlefmt.Serial(cl.Status.DesiredSerial))
@@ -104,13 +111,26 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 	}
 	if m.Reported != nil && m.Reported.Serial > floor {
 		if cl.Annotations[Resume] != m.Reported.Serial.String() {
-			return fmt.Sprintf("conflict: the cluster is at document %d, the hub only knows of %d (restored from an old backup?); nothing is published until you resume: kubectl -n %s annotate --overwrite clusters.shoal.dev %s %s=%d",
-				m.Reported.Serial, floor, id.Workspace, id.Name, Resume, m.Reported.Serial), nil
+			return problem{"SerialConflict", fmt.Sprintf("conflict: the cluster is at document %d, the hub only knows of %d (restored from an old backup?); nothing is published until you resume: kubectl -n %s annotate --overwrite clusters.shoal.dev %s %s=%d",
+				m.Reported.Serial, floor, id.Workspace, id.Name, Resume, m.Reported.Serial)}, nil
 		}
 		floor = m.Reported.Serial
 	}
+	open, wrong, err := h.windows(ctx, cl)
+	if err != nil {
+		return none, err
+	}
+	if wrong != nil {
+		none = problem{"InvalidWindow", wrong.Error() + "; until that is corrected the windows from before hold"}
+		if m.Ordered == nil {
+			none.message = wrong.Error() + "; until that is corrected nothing is ordered: the cluster must not be changed outside of its windows"
+			return none, nil
+		}
+		open = m.Ordered.Windows
+	}
 	now := time.Now()
 	doc, news := publish.Document(publish.DocumentInput{
+		Windows: open, Confirm: confirmedRemovals(cl, m),
 		Ordered: m.Ordered, Reported: m.Reported, Assigned: m.Assigned, Sealed: h.Publisher.Sealed, Serial: floor + 1, Now: now, TTL: h.StaleAfter,
 		InGroup: func(g string) bool { return g == topics.All || h.InGroup(id, g) },
 	})
@@ -118,24 +138,62 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 	if !news {
 		if m.Link == fleet.Online && unconfirmed(m) && now.Sub(m.SentAt) >= again {
 			if err := h.Publisher.Document(ctx, id, m.Ordered.Serial, m.Message); err != nil {
-				return "", err
+				return none, err
 			}
 			h.View.Sent(id, m.Ordered, m.Message, now)
 		}
-		return "", nil
+		return none, nil
 	}
 	// The number is written down before it is used: a broker that loses everything must not make it go back.
 	if err := h.reserve(ctx, id, cl, doc.Serial); err != nil {
-		return "", err
+		return none, err
 	}
 	msg, err := h.Publisher.Desired(ctx, id, doc)
 	if err != nil {
-		return "", err
+		return none, err
 	}
 	h.View.Sent(id, doc, msg, now)
 	h.Log.Info().Str("cluster", id.String()).Uint64("serial", uint64(doc.Serial)).Int("deployments", len(doc.Deployments)).Int("remove", len(doc.Remove)).Int("bytes", len(msg)).Msg("desired document published")
 	h.Changed(id)
-	return "", nil
+	return none, nil
+}
+
+// heldRemovals lists what the cluster was told to remove and holds, because nobody has seen yet how much that is.
+func heldRemovals(m fleet.Member) (names []string, message string) {
+	if m.Ordered == nil {
+		return nil, ""
+	}
+	for _, r := range m.Ordered.Remove {
+		if d, ok := m.Report(r.Name); ok && !r.Confirmed && !r.Keep && d.State == bundlefmt.Held {
+			names, message = append(names, r.Name), d.Message
+		}
+	}
+	return names, message
+}
+
+// confirmedRemovals are the held ones, if somebody has confirmed just as many.
+func confirmedRemovals(cl *v1alpha1.Cluster, m fleet.Member) []string {
+	names, _ := heldRemovals(m)
+	if len(names) == 0 || cl.Annotations[ConfirmRemoval] != strconv.Itoa(len(names)) {
+		return nil
+	}
+	return names
+}
+
+// settleRemoval takes a confirmation away that is used up: it must not confirm the next removal that happens to be as large.
+func (h *Hub) settleRemoval(ctx context.Context, cl *v1alpha1.Cluster, m fleet.Member) error {
+	if cl.Annotations[ConfirmRemoval] == "" || m.Reported == nil || !h.View.Complete(cl.Namespace) {
+		return nil
+	}
+	if names, _ := heldRemovals(m); len(names) > 0 {
+		return nil
+	}
+	patch := client.MergeFrom(cl.DeepCopy())
+	delete(cl.Annotations, ConfirmRemoval)
+	if err := h.Client.Patch(ctx, cl, patch); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("take annotation %s away: %w", ConfirmRemoval, err)
+	}
+	return nil
 }
 
 func (h *Hub) reserve(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster, s bundlefmt.Serial) error {
@@ -219,8 +277,8 @@ func (h *Hub) deleteCluster(ctx context.Context, id topics.Cluster, cl *v1alpha1
 	return nil
 }
 
-// clusterStatus sums up where all bundles of the cluster are. problem is what keeps the hub from ordering anything.
-func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, problem string, now time.Time) {
+// clusterStatus sums up where all bundles of the cluster are. wrong is what a person must do.
+func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, wrong problem, now time.Time) {
 	s := &cl.Status
 	var t tally
 	for _, name := range deployments(m) {
@@ -228,11 +286,17 @@ func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, problem string, now tim
 	}
 	orphaned(&t, m)
 	state, message := cmp.Or(t.worst, v1alpha1.StateReady), t.message()
+	held, why := heldRemovals(m)
 	switch {
-	case problem != "":
-		message = problem
+	case wrong.message != "":
+		message = wrong.message
 	case len(cl.Spec.AgentKeys) == 0:
 		state, message = v1alpha1.StatePending, "no agent has enrolled as this cluster yet"
+	case len(held) > 0:
+		message = why
+		if worse(v1alpha1.StateHeld, state) {
+			state = v1alpha1.StateHeld
+		}
 	case m.Reported != nil && m.Reported.Stale && state == v1alpha1.StateReady:
 		state, message = v1alpha1.StateStale, "its newest order is older than it should be"
 	case m.Reported != nil && m.Reported.Refused != nil && message == "":
@@ -253,14 +317,14 @@ func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, problem string, now tim
 	if m.Reported != nil {
 		s.ReportedSerial = int64(m.Reported.Serial)
 	}
-	clusterConditions(cl, state, message, problem != "")
+	clusterConditions(cl, state, message, wrong)
 }
 
-func clusterConditions(cl *v1alpha1.Cluster, state v1alpha1.State, message string, conflict bool) {
+func clusterConditions(cl *v1alpha1.Cluster, state v1alpha1.State, message string, wrong problem) {
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: string(state), Message: message, ObservedGeneration: cl.Generation}
 	switch {
-	case conflict:
-		ready.Reason = "SerialConflict"
+	case wrong.reason != "":
+		ready.Reason = wrong.reason
 	case state == v1alpha1.StateReady:
 		ready.Status = metav1.ConditionTrue
 	}

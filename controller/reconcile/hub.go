@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -36,8 +37,10 @@ type Hub struct {
 	Namespace  string // of the hub itself
 	URL        string // of the broker, as agents use it
 	StaleAfter time.Duration
-	Disconnect func(identity string) // ends the connections of an identity; nil where the broker is not ours
-	Log        zerolog.Logger
+	// DefaultRollback is how long releases may take that say nothing about going back; then sites go back. 0: they do not.
+	DefaultRollback time.Duration
+	Disconnect      func(identity string) // ends the connections of an identity; nil where the broker is not ours
+	Log             zerolog.Logger
 
 	clusters, bundles queue
 	floors            floors
@@ -99,17 +102,20 @@ func (h *Hub) Setup(mgr ctrl.Manager) error {
 	h.clusters.ready, h.bundles.ready = make(chan struct{}), make(chan struct{})
 	h.Client = mgr.GetClient()
 	specOrLabels := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}))
-	factsToo := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, factsChanged()))
+	factsToo := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}, factsChanged()))
+	namedOrLabels := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))
 	allBundles := handler.EnqueueRequestsFromMapFunc(h.everyBundle)
 	if err := ctrl.NewControllerManagedBy(mgr).Named("bundle").For(&v1alpha1.Bundle{}, specOrLabels).
 		Watches(&v1alpha1.Cluster{}, allBundles, factsToo).
 		Watches(&v1alpha1.ClusterGroup{}, allBundles, specOrLabels).
+		Watches(&v1alpha1.Bundle{}, handler.EnqueueRequestsFromMapFunc(h.dependents), namedOrLabels).
 		WatchesRawSource(source.Func(h.bundles.start)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 2}).
 		Complete(reconcile.Func(h.reconcileBundle)); err != nil {
 		return fmt.Errorf("set up bundles: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).Named("cluster").For(&v1alpha1.Cluster{}, specOrLabels).
+		Watches(&v1alpha1.ClusterGroup{}, handler.EnqueueRequestsFromMapFunc(h.everyCluster), builder.WithPredicates(windowsChanged())).
 		WatchesRawSource(source.Func(h.clusters.start)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 32}). // a publish waits for the disk: many share one commit
 		Complete(reconcile.Func(h.reconcileCluster)); err != nil {
@@ -136,6 +142,26 @@ func (h *Hub) everyBundle(ctx context.Context, o client.Object) []reconcile.Requ
 		return nil
 	}
 	return requests(list.Items, func(b *v1alpha1.Bundle) client.Object { return b })
+}
+
+// dependents are the bundles for which another one may matter.
+func (h *Hub) dependents(ctx context.Context, o client.Object) []reconcile.Request {
+	var list v1alpha1.BundleList
+	if err := h.Client.List(ctx, &list, client.InNamespace(o.GetNamespace())); err != nil {
+		h.Log.Error().Err(err).Msg("list bundles")
+		return nil
+	}
+	list.Items = slices.DeleteFunc(list.Items, func(b v1alpha1.Bundle) bool { return len(b.Spec.DependsOn) == 0 || b.Name == o.GetName() })
+	return requests(list.Items, func(b *v1alpha1.Bundle) client.Object { return b })
+}
+
+func (h *Hub) everyCluster(ctx context.Context, o client.Object) []reconcile.Request {
+	var list v1alpha1.ClusterList
+	if err := h.Client.List(ctx, &list, client.InNamespace(o.GetNamespace())); err != nil {
+		h.Log.Error().Err(err).Msg("list clusters")
+		return nil
+	}
+	return requests(list.Items, func(c *v1alpha1.Cluster) client.Object { return c })
 }
 
 func (h *Hub) everyGroup(ctx context.Context, o client.Object) []reconcile.Request {

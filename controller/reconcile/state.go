@@ -49,7 +49,7 @@ func applied(m fleet.Member, name string) (bundlefmt.DeploymentReport, bool) {
 func available(m fleet.Member, name string) bool {
 	e, _ := m.Entry(name)
 	r, ok := applied(m, name)
-	return ok && e.Digest == current(m, name).Digest && (r.State == bundlefmt.Ready || r.State == bundlefmt.Modified)
+	return ok && current(m, name).Equal(rollout.Release{Digest: e.Digest, Policy: e.Policy}) && (r.State == bundlefmt.Ready || r.State == bundlefmt.Modified)
 }
 
 // stand says where a deployment is. The first that holds counts: not rendered, not ordered, not applied, not healthy, not the

@@ -107,12 +107,12 @@ type BundleSpec struct {
 type BundleOptions struct {
 	// DefaultNamespace is the Helm release namespace and the namespace of objects that name none. Default: "default".
 	// +optional
-	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:MaxLength=253
 	DefaultNamespace string `json:"defaultNamespace,omitempty"`
 
 	// Namespace forces every object into this namespace; a bundle with a cluster-scoped object is then refused.
 	// +optional
-	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:MaxLength=253
 	Namespace string `json:"namespace,omitempty"`
 
 	// CreateNamespace: the namespace is created when it is missing. Default: true.
@@ -170,10 +170,10 @@ type HelmOptions struct {
 	// +optional
 	Chart string `json:"chart,omitempty"`
 
-	// ReleaseName is .Release.Name. Default: the bundle's name.
+	// ReleaseName is .Release.Name, at most 53 characters. Default: the bundle's name.
 	// +optional
-	// +kubebuilder:validation:MaxLength=53
-	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$|\$\{`
 	ReleaseName string `json:"releaseName,omitempty"`
 
 	// Repo and version of a chart that comes from a repository. shoal apply fetches such charts into the bundle and points
@@ -275,7 +275,8 @@ type RolloutStrategy struct {
 	// AutoPartitionThreshold is the number of clusters from which on partitions are made. Default: 200.
 	// +optional
 	AutoPartitionThreshold *int32 `json:"autoPartitionThreshold,omitempty"`
-	// MaxNew is how many clusters may be given the bundle for the first time at once. Default: 50.
+	// MaxNew is how many clusters may be given the bundle for the first time at once. Default: 50, or 5% of the clusters if
+	// that is more.
 	// +optional
 	MaxNew *int32 `json:"maxNew,omitempty"`
 	// Partitions are updated one after the other. Clusters that none of them matches form a last one.

@@ -1,0 +1,90 @@
+package reconcile
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/controller/api/v1alpha1"
+)
+
+// downstreamEvery is how often Secrets and ConfigMaps that go to clusters are read again. The hub has no right to watch them:
+// that would be the right to read every one there is.
+const downstreamEvery = 15 * time.Second
+
+// downstream reads the objects of the bundle's namespace that go to clusters with it, each once a pass. They lose everything
+// but their content. problem is for people; err is worth trying again.
+func (p *pass) downstream(ctx context.Context, wanted []v1alpha1.DownstreamResource) (objects []bundlefmt.Object, problem, err error) {
+	for _, r := range wanted {
+		got, ok := p.extras[r]
+		if !ok {
+			if got.object, got.problem, err = p.readDownstream(ctx, r); err != nil {
+				return nil, nil, err
+			}
+			if p.extras == nil {
+				p.extras = map[v1alpha1.DownstreamResource]extra{}
+			}
+			p.extras[r] = got
+		}
+		if got.problem != nil {
+			return nil, got.problem, nil
+		}
+		objects = append(objects, got.object)
+	}
+	return objects, nil, nil
+}
+
+// extra is a downstream resource as it was read.
+type extra struct {
+	object  bundlefmt.Object
+	problem error
+}
+
+func (p *pass) readDownstream(ctx context.Context, r v1alpha1.DownstreamResource) (o bundlefmt.Object, problem, err error) {
+	key := types.NamespacedName{Namespace: p.bundle.Namespace, Name: r.Name}
+	content := map[string]any{"apiVersion": "v1", "kind": r.Kind, "metadata": map[string]any{"name": r.Name}}
+	put := func(k string, v any, there bool) {
+		if there {
+			content[k] = v
+		}
+	}
+	plural := ""
+	switch r.Kind {
+	case "Secret":
+		var s corev1.Secret
+		plural, err = "secrets", p.Client.Get(ctx, key, &s)
+		put("type", s.Type, s.Type != "")
+		put("data", s.Data, len(s.Data) > 0)
+		put("immutable", s.Immutable, s.Immutable != nil)
+	case "ConfigMap":
+		var c corev1.ConfigMap
+		plural, err = "configmaps", p.Client.Get(ctx, key, &c)
+		put("data", c.Data, len(c.Data) > 0)
+		put("binaryData", c.BinaryData, len(c.BinaryData) > 0)
+		put("immutable", c.Immutable, c.Immutable != nil)
+	default:
+		return o, fmt.Errorf("downstreamResources: %s %s: only Secret and ConfigMap can go to clusters", r.Kind, r.Name), nil
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		return o, fmt.Errorf("downstreamResources: %s %s: there is none of that name in namespace %s of the hub", r.Kind, r.Name, key.Namespace), nil
+	case apierrors.IsForbidden(err):
+		return o, fmt.Errorf("downstreamResources: %s %s: the hub may not read %s in namespace %s: add the namespace to rbac.downstreamNamespaces of the hub's chart", r.Kind, r.Name, plural, key.Namespace), nil
+	case err != nil:
+		return o, nil, fmt.Errorf("read %s %s: %w", r.Kind, r.Name, err)
+	}
+	b, err := json.Marshal(content)
+	if err != nil {
+		return o, nil, fmt.Errorf("encode %s %s: %w", r.Kind, r.Name, err)
+	}
+	if o, err = bundlefmt.NewObject(b); err != nil {
+		return o, fmt.Errorf("downstreamResources: %s %s: %w", r.Kind, r.Name, err), nil
+	}
+	return o, nil, nil
+}
