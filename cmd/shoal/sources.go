@@ -180,12 +180,13 @@ func (c *toldCharts) Get(ctx context.Context, ref source.ChartRef) (source.Chart
 	return chart, err
 }
 
-// printableChart names a chart; a password in its URL stays out.
+// printableChart names a chart; passwords and tokens in URLs stay out.
 func printableChart(ref source.ChartRef) string {
 	var words []string
 	for _, w := range []string{ref.Repo, ref.Chart, ref.Version} {
-		if u, err := url.Parse(w); err == nil && u.User != nil {
-			w = u.Redacted()
+		if u, err := url.Parse(w); err == nil && u.Scheme != "" {
+			u.User, u.RawQuery = nil, ""
+			w = u.String()
 		}
 		if w != "" {
 			words = append(words, w)
