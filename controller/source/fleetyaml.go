@@ -365,6 +365,9 @@ func (b *bundle) kustomize(at string, k *v1alpha1.KustomizeOptions) {
 	if k == nil || k.Dir == "" {
 		return
 	}
+	if b.late(k.Dir) {
+		return
+	}
 	dir, err := inside(k.Dir)
 	if err == nil && !b.isKustomization(dir) {
 		err = fmt.Errorf("%q holds no kustomization.yaml", dir)
@@ -380,7 +383,13 @@ func (b *bundle) isKustomization(dir string) bool {
 	})
 }
 
+// late says whether a name is known only when a cluster is.
+func (b *bundle) late(s string) bool { return b.doc.templates && strings.Contains(s, "${") }
+
 func (b *bundle) overlay(name string) error {
+	if b.late(name) {
+		return nil
+	}
 	if name == "" || strings.Trim(name, ".") == "" || strings.Contains(name, "..") {
 		return fmt.Errorf("%q is no name of a directory below overlays/", name)
 	}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,8 +23,30 @@ func TestDir(t *testing.T) {
 	cases.Run(t, "testdata/*.txtar", func(t *testing.T, files []txtar.File) string { return read(t, unpack(t, files)) })
 }
 
+// TestFields runs testdata/fields/*.txtar, a file for every field: accepted, in a target, refused. What is below elsewhere/ is the
+// chart that every address leads to; without it nothing is fetched.
 func TestFields(t *testing.T) {
-	cases.Run(t, "testdata/fields/*.txtar", func(t *testing.T, files []txtar.File) string { return read(t, unpack(t, files)) })
+	cases.Run(t, "testdata/fields/*.txtar", func(t *testing.T, files []txtar.File) string {
+		var s shelf
+		dir := unpack(t, slices.DeleteFunc(slices.Clone(files), func(f txtar.File) bool {
+			name, ok := strings.CutPrefix(f.Name, "elsewhere/")
+			if ok {
+				if s.files == nil {
+					s.files = map[string][]byte{}
+				}
+				s.files[name] = f.Data
+			}
+			return ok
+		}))
+		if s.files == nil {
+			return read(t, dir)
+		}
+		b, err := source.Dir(t.Context(), dir, source.Options{Charts: &s})
+		if err != nil {
+			return message(err, dir)
+		}
+		return text(t, b)
+	})
 }
 
 // Test2020 runs testdata/2020/*.txtar: directories with a bundle.yaml.
