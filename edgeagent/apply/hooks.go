@@ -23,6 +23,10 @@ const HookLabel = "shoal.dev/hook"
 const (
 	hookTimeout = 5 * time.Minute // Helm's default
 	hookPoll    = time.Second     // at most: a Job may delete itself soon after it is done
+
+	// A Job that is created again under its name at once can meet the Job controller still waiting for Pods of the one
+	// before. It does so for five minutes then; a moment lets it see that the old one is gone.
+	jobGone = time.Second
 )
 
 func isHook(u *unstructured.Unstructured) bool { _, ok := u.GetLabels()[HookLabel]; return ok }
@@ -198,13 +202,20 @@ func (a *Applier) runPlaced(ctx context.Context, p *pass, h *hook) (*Finding, er
 // are written over.
 func (a *Applier) makeWay(ctx context.Context, p *pass, h *hook) (*Finding, error) {
 	d := deletion{a: a, kinds: p, deployment: p.d.Name, foreground: true}
+	deleted := false
 	for wait := pollMin; ; wait = min(2*wait, hookPoll) {
 		k, live, f, err := d.look(ctx, h.ref)
 		if f != nil || err != nil {
 			return f, err
 		}
-		if f := a.protects(p.d.Name, h.ref, live, h.want); f != nil || live == nil {
+		if f := a.protects(p.d.Name, h.ref, live, h.want); f != nil {
 			return f, nil
+		}
+		if live == nil {
+			if deleted && h.ref.Kind == "Job" && !pause(ctx, jobGone) {
+				return nil, ctx.Err()
+			}
+			return nil, nil
 		}
 		had := owner(live)
 		switch {
@@ -222,6 +233,7 @@ func (a *Applier) makeWay(ctx context.Context, p *pass, h *hook) (*Finding, erro
 			if _, f, err := d.deleteNow(ctx, victim{h.ref, k, live}); f != nil || err != nil {
 				return f, err
 			}
+			deleted = true
 		}
 		if !pause(ctx, wait) {
 			return nil, &waiting{"waits until the one before is gone: " + terminating(live), ctx.Err()}

@@ -1,0 +1,285 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/client-go/rest"
+
+	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/internal/kubetest"
+)
+
+// writes notes what changes something on the cluster, in order: "PATCH jobs/a".
+type writes struct {
+	mu   sync.Mutex
+	list []string
+}
+
+// record has a new applier of the site note its writes.
+func (s *site) record() *writes {
+	w := &writes{}
+	cfg := rest.CopyConfig(s.cfg)
+	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return roundTrip(func(r *http.Request) (*http.Response, error) {
+			if r.Method != http.MethodGet && r.URL.Query().Get("dryRun") == "" {
+				w.mu.Lock()
+				w.list = append(w.list, r.Method+" "+path.Base(path.Dir(r.URL.Path))+"/"+path.Base(r.URL.Path))
+				w.mu.Unlock()
+			}
+			return next.RoundTrip(r)
+		})
+	})
+	s.a = newApplier(s.TB, cfg)
+	return w
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// take returns what was noted since the last time.
+func (w *writes) take() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := w.list
+	w.list = nil
+	return out
+}
+
+func jobYAML(name, more string) string {
+	return "apiVersion: batch/v1\nkind: Job\nmetadata: {name: " + name + "}\nspec:\n  backoffLimit: 0\n" + more +
+		"  template:\n    metadata: {ANNOTATIONS}\n    spec: {restartPolicy: Never, containers: [{name: c, image: \"c:1\"}]}"
+}
+
+// The simulated node completes the Pods of Jobs, but not those with this annotation.
+func quick(name string) string { return strings.Replace(jobYAML(name, ""), "ANNOTATIONS", "", 1) }
+func stuck(name string) string {
+	return strings.Replace(jobYAML(name, ""), "ANNOTATIONS", `annotations: {sim.shoal.dev/waiting: Stuck}`, 1)
+}
+func failing(name string) string {
+	return strings.Replace(jobYAML(name, "  activeDeadlineSeconds: 1\n"), "ANNOTATIONS", `annotations: {sim.shoal.dev/waiting: Stuck}`, 1)
+}
+
+// hooks adds objects to d as hooks: each is "events weight delete-policies|manifest", lists joined by commas.
+func (s *site) hooks(d Deployment, hooks ...string) Deployment {
+	s.Helper()
+	weights := map[string]int64{"-5": -5, "0": 0, "5": 5}
+	for _, h := range hooks {
+		head, manifest, _ := strings.Cut(h, "|")
+		f := strings.Split(head, " ")
+		hook := bundlefmt.Hook{Object: len(d.Objects), Weight: weights[f[1]]}
+		for e := range strings.SplitSeq(f[0], ",") {
+			hook.Events = append(hook.Events, bundlefmt.HookEvent(e))
+		}
+		for p := range strings.SplitSeq(f[2], ",") {
+			if p != "" {
+				hook.Delete = append(hook.Delete, bundlefmt.HookDelete(p))
+			}
+		}
+		d.Objects = append(d.Objects, s.deployment(d.Name, manifest).Objects...)
+		d.Handling.Hooks = append(d.Handling.Hooks, hook)
+	}
+	return d
+}
+
+func TestHooksRunInOrderAndAreNoPartOfTheRelease(t *testing.T) {
+	s := newSite(t)
+	w := s.record()
+	d := s.hooks(s.deployment("x", configMap("app", "1")),
+		"pre-install 0 |"+quick("b"),
+		"pre-install 0 hook-succeeded|apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: z}",
+		"pre-install -5 |"+quick("first"),
+		"post-install,post-upgrade 0 hook-succeeded|"+quick("after"),
+		"pre-upgrade 5 |"+quick("up"),
+		"pre-rollback 0 |"+quick("back"))
+	d.Operation = Install
+	res := s.apply(d, nil)
+	want := []string{
+		"PATCH jobs/first", "PATCH serviceaccounts/z", "PATCH jobs/b", "DELETE serviceaccounts/z",
+		"PATCH configmaps/app", "PATCH jobs/after", "DELETE jobs/after",
+	}
+	if diff := cmp.Diff(want, w.take()); diff != "" {
+		t.Errorf("install (-want +got):\n%s", diff)
+	}
+	if res.Total != 1 || len(res.Inventory) != 1 || res.Inventory[0].Name != "app" {
+		t.Errorf("hooks count as objects: %+v", res)
+	}
+	if will, err := s.a.Inventory(t.Context(), d); err != nil || len(will) != 1 {
+		t.Errorf("hooks are in the inventory: %v, %v", will, err)
+	}
+	if st := s.check(d); st.Total != 1 || st.Ready != 1 || st.Modified.Count != 0 {
+		t.Errorf("hooks are checked: %+v", st)
+	}
+
+	d.Operation = ""
+	s.apply(d, res.Inventory)
+	if got := w.take(); len(got) != 0 {
+		t.Errorf("a repair runs no hooks, got %v", got)
+	}
+
+	d.Operation = Rollback
+	s.apply(d, res.Inventory)
+	if diff := cmp.Diff([]string{"PATCH jobs/back"}, w.take()); diff != "" {
+		t.Errorf("rollback (-want +got):\n%s", diff)
+	}
+
+	// What was left from before goes first.
+	d.Operation = Upgrade
+	s.apply(d, res.Inventory)
+	w.take()
+	s.apply(d, res.Inventory)
+	if diff := cmp.Diff([]string{"DELETE jobs/up", "PATCH jobs/up", "PATCH jobs/after", "DELETE jobs/after"}, w.take()); diff != "" {
+		t.Errorf("second upgrade (-want +got):\n%s", diff)
+	}
+}
+
+func TestHookThatFailsStopsTheRelease(t *testing.T) {
+	s := newSite(t)
+	inv := s.apply(s.deployment("x", configMap("app", "1")+"\n---\n"+configMap("old", "1")), nil).Inventory
+	d := s.hooks(s.deployment("x", configMap("app", "2")), "pre-upgrade -5 hook-succeeded|"+configMap("helper", "1"), "pre-upgrade 0 hook-failed|"+failing("migrate"))
+	d.Operation = Upgrade
+	res := s.try(d, inv)
+	f := s.errorOf(res, "migrate")
+	if f.Reason != HookFailed || len(res.Errors) != 1 {
+		t.Errorf("got %v", res.Errors)
+	}
+	contains(t, f.Message, "the pre-upgrade hook failed: DeadlineExceeded")
+	if value2(s.get(configMaps, "app"), "data", "v") != `"1"` || s.get(configMaps, "old") == nil {
+		t.Error("the release went on")
+	}
+	if len(res.Inventory) != 2 {
+		t.Errorf("inventory %v, want what is there", res.Inventory)
+	}
+	kubetest.Wait(t, "hooks to go", func(context.Context) error {
+		if s.get(jobs, "migrate") != nil || s.get(configMaps, "helper") != nil {
+			return errors.New("still there")
+		}
+		return nil
+	})
+}
+
+func TestHookThatTakesTooLong(t *testing.T) {
+	s := newSite(t)
+	d := s.hooks(s.deployment("x", configMap("app", "1")), "pre-install 0 |"+stuck("slow"))
+	d.Operation, d.Policy.ReadyTimeoutSecond = Install, 1
+	f := s.errorOf(s.try(d, nil), "slow")
+	contains(t, f.Message, "the pre-install hook did not succeed within 1s", "runs:")
+	if s.get(configMaps, "app") != nil {
+		t.Error("the release went on")
+	}
+}
+
+// The agent dies while a hook runs; the next one starts over.
+func TestHookThatWasRunningWhenTheAgentDied(t *testing.T) {
+	s := newSite(t)
+	d := s.hooks(s.deployment("x", configMap("app", "1")), "pre-install 0 hook-succeeded|"+stuck("migrate"))
+	d.Operation = Install
+	ctx, die := context.WithCancel(t.Context())
+	go func() {
+		kubetest.Wait(t, "the hook to run", func(context.Context) error {
+			if s.get(jobs, "migrate") == nil {
+				return errors.New("not there")
+			}
+			return nil
+		})
+		die()
+	}()
+	if _, err := s.a.Apply(ctx, d, nil); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	uid := s.get(jobs, "migrate").GetUID()
+	d = s.hooks(s.deployment("x", configMap("app", "1")), "pre-install 0 |"+quick("migrate"))
+	d.Operation = Install
+	s.a = newApplier(t, s.cfg)
+	s.apply(d, nil)
+	if got := s.get(jobs, "migrate"); got == nil || got.GetUID() == uid {
+		t.Error("the hook of the dead agent is still there")
+	}
+}
+
+func TestHookDoesNotDeleteWhatIsNobodys(t *testing.T) {
+	s := newSite(t)
+	s.create(configMaps, configMap("precious", "by hand"))
+	d := s.hooks(s.deployment("x", configMap("app", "1")), "pre-install 0 |"+configMap("precious", "1"))
+	d.Operation = Install
+	f := s.errorOf(s.try(d, nil), "precious")
+	if f.Reason != NobodysObject || value2(s.get(configMaps, "precious"), "data", "v") != `"by hand"` {
+		t.Errorf("got %v", f)
+	}
+	contains(t, f.Message, "helm.takeOwnership")
+	d.Policy.TakeOwnership = true
+	s.apply(d, nil)
+}
+
+// With a timeout in the bundle, the last hooks wait until the rest is ready, as Helm's do.
+func TestLastHooksWaitForReadiness(t *testing.T) {
+	s := newSite(t)
+	d := s.hooks(s.deployment("x", stuck("never")), "post-install 0 |"+configMap("after", "1"))
+	d.Operation, d.Policy.WaitForJobs, d.Policy.ReadyTimeoutSecond = Install, true, 1
+	f := s.errorOf(s.try(d, nil), "never")
+	contains(t, f.Message, "after 1s; the post-install hooks were not run")
+	if s.get(configMaps, "after") != nil {
+		t.Error("the hook has run")
+	}
+}
+
+func TestHooksOfARemoval(t *testing.T) {
+	s := newSite(t)
+	w := s.record()
+	old := s.hooks(s.deployment("x", configMap("app", "1")), "pre-install 0 |"+configMap("left-by-release-1", "1"))
+	old.Operation = Install
+	inv := s.apply(old, nil).Inventory
+	broken := s.hooks(s.deployment("x", configMap("app", "1")), "pre-delete 0 |"+failing("goodbye"))
+	r, err := s.a.Remove(t.Context(), broken, inv, false)
+	if err != nil || len(r.Remaining) != 1 || r.Remaining[0].Reason != HookFailed || s.get(configMaps, "app") == nil {
+		t.Fatalf("a hook that fails stops the removal, got %+v, %v", r, err)
+	}
+	contains(t, r.Remaining[0].Message, "waits for the pre-delete hook", "DeadlineExceeded")
+	w.take()
+
+	d := s.hooks(s.deployment("x", configMap("app", "1")), "pre-delete 0 |"+quick("goodbye"), "post-delete 0 |"+quick("last"))
+	refs := r.Refs()
+	kubetest.Wait(t, "removal", func(ctx context.Context) error {
+		r, err := s.a.Remove(ctx, d, refs, false)
+		if refs = r.Refs(); err == nil && len(refs) > 0 {
+			err = errors.New("remaining")
+		}
+		return err
+	})
+	got := w.take()
+	order := []string{"PATCH jobs/goodbye", "DELETE configmaps/app", "PATCH jobs/last"}
+	got2 := slices.DeleteFunc(slices.Clone(got), func(s string) bool { return !slices.Contains(order, s) })
+	if diff := cmp.Diff(order, got2); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	kubetest.Wait(t, "what hooks left to go", func(context.Context) error {
+		if s.get(jobs, "goodbye") != nil || s.get(jobs, "last") != nil || s.get(configMaps, "left-by-release-1") != nil {
+			return errors.New("still there")
+		}
+		return nil
+	})
+}
+
+// Without the bundle the hooks cannot run; the rest goes, and what hooks left goes as well.
+func TestRemovalWithoutTheBundle(t *testing.T) {
+	s := newSite(t)
+	d := s.hooks(s.deployment("x", configMap("app", "1")), "pre-install 0 |"+configMap("left", "1"), "pre-delete 0 |"+stuck("goodbye"))
+	d.Operation = Install
+	inv := s.apply(d, nil).Inventory
+	r, err := s.a.Remove(t.Context(), Deployment{Name: "x"}, inv, false)
+	if err != nil || len(r.Remaining) != 0 {
+		t.Fatal(r, err)
+	}
+	contains(t, r.Note, "hooks", "were not run")
+	if s.get(configMaps, "left") != nil || s.get(configMaps, "app") != nil || s.get(jobs, "goodbye") != nil {
+		t.Error("something is left")
+	}
+}
