@@ -177,7 +177,7 @@ func helmFields() []field {
 		{name: "key", format: dataKeyFormat, doc: "Key in its data. Default: values.yaml."},
 	}
 	return []field{
-		{name: "chart", target: replaced, doc: "Directory or .tgz archive in the bundle, URL of an archive or git repository, oci:// reference, or the name in helm.repo. Default: the root."},
+		{name: "chart", target: replaced, doc: "Directory or .tgz archive in the bundle, URL of an archive, oci:// reference, or the name in helm.repo. Default: the root. Charts in git repositories are refused."},
 		{name: "repo", target: replaced, doc: "Chart repository (https://) or OCI registry (oci://). The chart is fetched when the bundle is made; the hub and the cluster fetch nothing."},
 		{name: "version", target: replaced, doc: "Version or semver range (^1.2) of the chart; the highest that fits is taken."},
 		{name: "releaseName", target: replaced, format: releaseFormat, doc: ".Release.Name, also of plain YAML. Default: the bundle's name."},
@@ -240,7 +240,7 @@ func rolloutFields() []field {
 		{name: "maxUnavailablePartitions", kind: numberOrPercent, doc: "How many partitions may be over their own maxUnavailable before the rollout stops. Default: 0."},
 		{name: "autoPartitionSize", kind: numberOrPercent, doc: "Size of the partitions that are made when none are listed. Default: 25%."},
 		{name: "autoPartitionThreshold", kind: integer, min: math.MinInt32, max: math.MaxInt32, doc: "Number of clusters from which on partitions are made; 0 or less: never. Default: 200."},
-		{name: "maxNew", kind: integer, max: math.MaxInt32, doc: "How many clusters may get the bundle for the first time at once. Default: 50."},
+		{name: "maxNew", kind: integer, max: math.MaxInt32, doc: "How many clusters may get the bundle for the first time at once. Default: 50, or 5% of a large fleet."},
 		{name: "partitions", kind: objects, items: 100, doc: "Parts of the clusters, updated one after the other. Clusters that none matches form a last one (in Fleet they are never updated).", fields: append([]field{
 			{name: "name", doc: "A name for messages."},
 			{name: "maxUnavailable", kind: numberOrPercent, doc: "Within the partition. Default: that of the rollout strategy."},
