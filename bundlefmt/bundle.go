@@ -236,6 +236,20 @@ func (b *Bundle) Objects() []Object { return b.objects }
 // Handling is how a site is to treat the objects. The caller must not change it.
 func (b *Bundle) Handling() Handling { return b.handling }
 
+// Raw is the bundle for a disk of one's own: uncompressed and unsigned. ParseRaw reads it.
+func (b *Bundle) Raw() []byte { return b.raw() }
+
+// ParseRaw reads what Raw wrote. It holds it to the format and the limits; that nobody else wrote it, the caller must know.
+func ParseRaw(raw []byte, l Limits) (*Bundle, error) {
+	if err := atMost("bundle size", int64(len(raw)), l.RawSize); err != nil {
+		return nil, err
+	}
+	if len(raw) < 4 || int64(binary.BigEndian.Uint32(raw)) > int64(len(raw)-4) {
+		return nil, fmt.Errorf("%w: bundle is truncated", ErrMalformed)
+	}
+	return parse(raw, Sum(raw[4:4+binary.BigEndian.Uint32(raw)]), l)
+}
+
 // raw is the uncompressed form; see the package comment.
 func (b *Bundle) raw() []byte {
 	n := 4 + len(b.index)

@@ -46,10 +46,15 @@ type Options struct {
 	Prefix     topics.Prefix
 	// StaleAfter is how long after the last news from the hub a site calls itself stale; documents are renewed in time.
 	StaleAfter time.Duration
+	// DefaultRollback is how long a release may take to become ready, where its bundle says nothing about going back; then
+	// sites go back to the release before. 0: they do not.
+	DefaultRollback time.Duration
 	// MetricsListen serves /metrics and /healthz; empty: not served.
 	MetricsListen string
 	Registry      *prometheus.Registry // gathered besides the controllers' own; may be nil
-	Log           zerolog.Logger
+	// RenderedDir keeps rendered bundles, Secrets among them, over a restart; empty: they are rendered again.
+	RenderedDir string
+	Log         zerolog.Logger
 }
 
 // Hub is made by New and serves once, by Run.
@@ -99,7 +104,12 @@ func New(ctx context.Context, o Options) (*Hub, error) {
 	if h.mgr, err = manager(o, scheme); err != nil {
 		return nil, err
 	}
-	h.work = &reconcile.Hub{Keys: h.keys, Render: render.NewCache(0), Namespace: o.Namespace, StaleAfter: o.StaleAfter, Log: component(o.Log, "reconcile")}
+	log := component(o.Log, "render")
+	rendered, err := render.NewCache(render.CacheOptions{Dir: o.RenderedDir, Warn: func(err error) { log.Warn().Err(err).Msg("rendered bundle not kept") }})
+	if err != nil {
+		return nil, err
+	}
+	h.work = &reconcile.Hub{Keys: h.keys, Render: rendered, Namespace: o.Namespace, StaleAfter: o.StaleAfter, DefaultRollback: o.DefaultRollback, Log: component(o.Log, "reconcile")}
 	h.view = fleet.New(fleet.Options{Prefix: o.Prefix, Trust: h.keys.Trust(), Log: component(o.Log, "fleet"), Changed: h.work.Changed})
 	h.work.View = h.view
 	if o.MetricsListen != "" {

@@ -45,8 +45,8 @@ func controllerCommand(a *app) *cobra.Command {
 		Short: "Run the hub: embedded MQTT broker and controllers",
 		Long: `Run the hub. Its API is the resources of group shoal.dev in the Kubernetes cluster that --kubeconfig names (in a pod: the
 cluster it runs in); agents connect to its embedded MQTT 5 broker. Everything that must survive is in Kubernetes: the
-resources and the Secret shoal-keys in --namespace, which you should back up. The broker's store in --data-dir saves traffic
-after a restart and may be lost.`,
+resources and the Secret shoal-keys in --namespace, which you should back up. The broker's store and the rendered bundles in --data-dir
+save traffic and work after a restart and may be lost.`,
 		Example: `  # on a hub that agents reach as hub.example.com
   shoal controller --data-dir /var/lib/shoal --mqtt-url mqtts://hub.example.com:8883
 
@@ -68,7 +68,7 @@ after a restart and may be lost.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.namespace, "system-namespace", controller.DefaultNamespace, "namespace of the hub's own Secrets")
-	f.StringVar(&o.dataDir, "data-dir", "", "directory of the broker's store (required)")
+	f.StringVar(&o.dataDir, "data-dir", "", "directory of the broker's store and of rendered bundles (required)")
 	f.StringVar(&o.mqttListen, "mqtt-listen", ":8883", "address the broker listens on, with TLS")
 	f.StringVar(&o.mqttURL, "mqtt-url", "", "URL by which agents reach the broker, such as mqtts://hub.example.com:8883 (default: this host's name and the port of --mqtt-listen)")
 	f.StringSliceVar(&o.mqttHosts, "mqtt-host", nil, "more host names and addresses for the broker's certificate")
@@ -95,6 +95,7 @@ func runHub(ctx context.Context, config *rest.Config, o hubOptions, log zerolog.
 	registry := prometheus.NewRegistry()
 	hub, err := controller.New(ctx, controller.Options{
 		Kubernetes: config, Namespace: o.namespace, Prefix: prefix, StaleAfter: o.staleAfter, MetricsListen: o.metricsListen, Registry: registry, Log: log,
+		RenderedDir: filepath.Join(o.dataDir, "rendered"),
 	})
 	if err != nil {
 		return err

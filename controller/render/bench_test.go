@@ -179,7 +179,7 @@ func BenchmarkRender(b *testing.B) {
 				}
 			})
 			b.Run(name("shoal"), func(b *testing.B) {
-				cache := NewCache(0)
+				cache := benchCache(b)
 				for b.Loop() {
 					if _, err := cache.Render(input(next())); err != nil {
 						b.Fatal(err)
@@ -188,7 +188,7 @@ func BenchmarkRender(b *testing.B) {
 			})
 		}
 		b.Run(fmt.Sprintf("%dobjects/repeated/shoal", 4*size), func(b *testing.B) {
-			cache := NewCache(0)
+			cache := benchCache(b)
 			in := input(some(0))
 			for b.Loop() {
 				if _, err := cache.Render(in); err != nil {
@@ -257,7 +257,7 @@ func BenchmarkFleet10000(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		before := heap()
-		cache := NewCache(0)
+		cache := benchCache(b)
 		results := make([]Result, 10_000)
 		b.StartTimer()
 		for i := range results {
@@ -281,4 +281,12 @@ func heap() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
+}
+
+func benchCache(b *testing.B) *Cache {
+	c, err := NewCache(CacheOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
 }

@@ -322,6 +322,13 @@ func (r *rendering) capabilities() (*chartutil.Capabilities, error) {
 
 // addRendered adds the objects of rendered templates; partials and NOTES.txt are dropped, hooks sorted out.
 func (r *rendering) addRendered(rendered map[string]string) error {
+	size := 0
+	for _, text := range rendered {
+		size += len(text)
+	}
+	if size > maxRendered {
+		return fmt.Errorf("the templates give %d bytes, the limit is %d: split the bundle", size, maxRendered)
+	}
 	for name, text := range rendered {
 		base := path.Base(name)
 		if strings.HasPrefix(base, "_") || strings.HasSuffix(base, "NOTES.txt") || strings.TrimSpace(text) == "" {

@@ -15,7 +15,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// kustomizing serialises builds: kustomize keeps its OpenAPI schemas in package variables and reads them without a lock.
+// kustomizing serialises builds: kustomize keeps its OpenAPI schemas in package variables, sets them anew at each build and
+// reads them without a lock (seen in kyaml v0.21.2).
 var kustomizing sync.Mutex
 
 // kustomize builds the kustomization in dir; objects of a chart become one more of its resources.

@@ -27,8 +27,8 @@
 // # What a bundle cannot do
 //
 // Charts and kustomizations come from tenants. Rendering reads nothing but the Input: no network, no files, no commands,
-// no cluster (lookup returns nothing, said in Result.Notes). Sizes, counts, nesting and YAML aliases are limited. What is
-// not limited is the time and memory of a Helm template itself.
+// no cluster (lookup returns nothing, said in Result.Notes). Sizes, counts, nesting and YAML aliases are limited, and Cache limits
+// the time. What is not limited is the memory of a Helm template while it runs.
 package render
 
 import (
@@ -54,6 +54,8 @@ const DefaultKubeVersion = "v1.36.0"
 const (
 	maxFile = 8 << 20
 	maxRaw  = 32 << 20
+
+	maxRendered = 64 << 20 // text that templates give; objects are smaller than it
 )
 
 // Input is everything a rendering depends on.

@@ -210,7 +210,7 @@ func TestKey(t *testing.T) {
 }
 
 func TestCache(t *testing.T) {
-	c := render.NewCache(0)
+	c := newCache(t, render.CacheOptions{})
 	done := make(chan *bundlefmt.Bundle)
 	for i := range 20 {
 		go func() {
@@ -240,7 +240,7 @@ func TestCache(t *testing.T) {
 }
 
 func TestCacheIsBounded(t *testing.T) {
-	c := render.NewCache(8 << 10)
+	c := newCache(t, render.CacheOptions{Size: 8 << 10})
 	for range 2 {
 		for i := range 20 {
 			if _, err := c.Render(web(v1alpha1.Values{"replicas": int64(i)})); err != nil {
@@ -307,7 +307,7 @@ func TestLimits(t *testing.T) {
 
 // TestCacheOfTemplatedFiles: clusters whose templates give the same cost one rendering, as with templated values.
 func TestCacheOfTemplatedFiles(t *testing.T) {
-	c := render.NewCache(0)
+	c := newCache(t, render.CacheOptions{})
 	for i := range 10 {
 		in := render.Input{Name: "demo", Resources: []v1alpha1.BundleResource{
 			{Name: "a.yaml", Content: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {region: '${ .ClusterLabels.region }'}\n"},
@@ -355,7 +355,7 @@ func TestRendersDoNotInfluenceEachOther(t *testing.T) {
 		}
 		alone[i] = b.Digest()
 	}
-	shared := render.NewCache(0)
+	shared := newCache(t, render.CacheOptions{})
 	var wg sync.WaitGroup
 	for i, want := range alone {
 		wg.Go(func() {
