@@ -567,3 +567,109 @@ func unpack(t *testing.T, text string) string {
 	}
 	return string(out)
 }
+
+// A release that would delete most of what the one before has is applied, and deletes nothing until the hub confirms it.
+func TestHeldPrune(t *testing.T) {
+	h := newHub(t)
+	s := newSite(t, h, "store-1")
+	s.start()
+	var many []string
+	for i := range 12 {
+		many = append(many, s.configMap(fmt.Sprintf("c-%02d", i), "1"))
+	}
+	one := h.seal(many...)
+	h.put(s.c, "", one)
+	h.order(s.c, 1, entry("web", 1, one, fix))
+	h.awaitState(s.c, "web", 1, bundlefmt.Ready)
+	two := h.seal(s.configMap("c-00", "2"))
+	h.put(s.c, "", two)
+	h.order(s.c, 2, entry("web", 2, two, fix))
+	d := h.awaitState(s.c, "web", 2, bundlefmt.Held)
+	if !strings.Contains(d.Message, "would delete 11 of 12 objects") {
+		t.Errorf("message: %s", d.Message)
+	}
+	s.awaitValue("c-00", "2")
+	s.halt()
+	s.start()
+	s.edit("c-00", "x") // a repair prunes no more than the release may
+	s.awaitValue("c-00", "2")
+	h.awaitState(s.c, "web", 2, bundlefmt.Held)
+	if got := s.names(); len(got) != 12 {
+		t.Errorf("on the cluster: %v", got)
+	}
+	confirmed := fix
+	confirmed.ConfirmPrune = true
+	h.order(s.c, 3, entry("web", 3, two, confirmed))
+	h.awaitState(s.c, "web", 3, bundlefmt.Ready)
+	if got := s.names(); !slices.Equal(got, []string{"c-00"}) {
+		t.Errorf("on the cluster: %v", got)
+	}
+}
+
+// Hooks run at the moments they are for, once each; a repair and a restart are no such moment.
+func TestHooksOfALife(t *testing.T) {
+	h := newHub(t)
+	s := newSite(t, h, "store-1")
+	s.start()
+	bundle := func(v string, more ...string) bundlefmt.Sealed {
+		objects := append([]string{s.configMap("a", v)}, more...)
+		var hooks []bundlefmt.Hook
+		for _, e := range []bundlefmt.HookEvent{bundlefmt.PreInstall, bundlefmt.PostUpgrade, bundlefmt.PreRollback} {
+			hooks = append(hooks, bundlefmt.Hook{Object: len(objects), Events: []bundlefmt.HookEvent{e}})
+			objects = append(objects, s.configMap("hook-"+string(e), v))
+		}
+		b := h.sealWith(bundlefmt.Handling{Hooks: hooks}, objects...)
+		h.put(s.c, "", b)
+		return b
+	}
+	hooks := func(what string, want ...string) {
+		t.Helper()
+		list, err := s.kube.Resource(configMaps).Namespace(s.ns).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, u := range list.Items {
+			if n, ok := strings.CutPrefix(u.GetName(), "hook-"); ok {
+				v, _, _ := unstructured.NestedString(u.Object, "data", "v")
+				got = append(got, n+"="+v)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: hooks that ran: %v, want %v", what, got, want)
+		}
+	}
+	one := bundle("1")
+	h.order(s.c, 1, entry("web", 1, one, rollback))
+	h.awaitState(s.c, "web", 1, bundlefmt.Ready)
+	hooks("install", "pre-install=1")
+	s.edit("a", "x")
+	s.awaitValue("a", "1")
+	s.halt()
+	s.start()
+	s.edit("a", "x")
+	s.awaitValue("a", "1")
+	hooks("repair", "pre-install=1")
+	h.order(s.c, 2, entry("web", 2, bundle("2"), rollback))
+	h.awaitState(s.c, "web", 2, bundlefmt.Ready)
+	hooks("upgrade", "post-upgrade=2", "pre-install=1")
+	h.order(s.c, 3, entry("web", 3, bundle("3", s.stuckWorkload("app")), rollback))
+	h.awaitState(s.c, "web", 2, bundlefmt.RolledBack)
+	hooks("rollback", "post-upgrade=2", "pre-install=1", "pre-rollback=2") // what comes after an upgrade waits until it is ready
+	// Only the policy changes: no moment either; with another ForceSync it is one.
+	s.awaitValue("a", "2")
+	h.order(s.c, 4, entry("web", 4, one, fix))
+	h.awaitState(s.c, "web", 4, bundlefmt.Ready)
+	hooks("another upgrade", "post-upgrade=1", "pre-install=1", "pre-rollback=2")
+	forced := fix
+	forced.ForceSync = 1
+	if err := s.kube.Resource(configMaps).Namespace(s.ns).Delete(t.Context(), "hook-post-upgrade", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	h.order(s.c, 5, entry("web", 5, one, rollback))
+	h.awaitState(s.c, "web", 5, bundlefmt.Ready)
+	hooks("another policy", "pre-install=1", "pre-rollback=2")
+	h.order(s.c, 6, entry("web", 6, one, forced))
+	h.awaitState(s.c, "web", 6, bundlefmt.Ready)
+	hooks("forced", "post-upgrade=1", "pre-install=1", "pre-rollback=2")
+}

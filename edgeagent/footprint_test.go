@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -21,8 +22,8 @@ import (
 	"shoal.dev/shoal/internal/kubetest"
 )
 
-// TestFootprint measures the built agent: size, memory idle and with 50 bundles of 10 objects, requests at rest. It runs when
-// SHOAL_BENCH is set; the limits are those of the goals.
+// TestFootprint measures the built agent: size, memory idle and with 68 bundles of 565 objects, requests at rest, and how long an edit
+// stands. It runs when SHOAL_BENCH is set; the limits are those of the goals.
 func TestFootprint(t *testing.T) {
 	if os.Getenv("SHOAL_BENCH") == "" {
 		t.Skip("set SHOAL_BENCH=1 to measure")
@@ -42,7 +43,7 @@ func TestFootprint(t *testing.T) {
 	t.Logf("binary: %.1f MB", float64(info.Size())/1e6)
 
 	var stderr logBuffer
-	cmd := exec.Command(binary, "run", "--data-dir", s.o.DataDir, "--token-file", s.o.TokenFile, "--cluster-name", "store-1",
+	cmd := exec.Command(binary, "run", "--data-dir", s.o.DataDir, "--token-file", s.o.TokenFile, "--cluster-name", "store-1", "--namespace", s.ns,
 		"--kubeconfig", kubeconfig(t, s.o.Kubernetes), "--metrics-listen", "127.0.0.1:0", "--log-format", "json")
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
@@ -59,9 +60,10 @@ func TestFootprint(t *testing.T) {
 	t.Logf("idle: %s", memory(t, cmd.Process.Pid))
 
 	var entries []bundlefmt.Deployment
-	for i := range 50 {
+	const bundles, all = 68, 565
+	for i := range bundles {
 		var objects []string
-		for j := range 9 {
+		for j := range (all+bundles-1-i)/bundles - 1 {
 			objects = append(objects, s.configMap(fmt.Sprintf("b%d-%d", i, j), "some configuration of a shop"))
 		}
 		b := h.seal(append(objects, s.workload(fmt.Sprintf("app-%d", i)))...)
@@ -76,9 +78,16 @@ func TestFootprint(t *testing.T) {
 				return false
 			}
 		}
-		return len(r.Deployments) == 50
+		return len(r.Deployments) == bundles
 	})
-	t.Logf("50 bundles of 10 objects ready after %s: %s", time.Since(began).Round(time.Second), memory(t, cmd.Process.Pid))
+	t.Logf("%d bundles of %d objects ready after %s: %s", bundles, all, time.Since(began).Round(time.Second), memory(t, cmd.Process.Pid))
+	kubetest.Wait(t, "every record to be kept on the cluster", func(ctx context.Context) error {
+		list, err := s.kube.Resource(configMaps).Namespace(s.ns).List(ctx, metav1.ListOptions{LabelSelector: "shoal.dev/record"})
+		if err == nil && len(list.Items) < bundles {
+			err = fmt.Errorf("there are %d", len(list.Items))
+		}
+		return err
+	})
 	before, rest := requests(t, stderr.String()), time.Now()
 	kubetest.Wait(t, "a minute at rest", func(context.Context) error {
 		if left := time.Minute - time.Since(rest); left > 0 {
@@ -87,6 +96,16 @@ func TestFootprint(t *testing.T) {
 		return nil
 	})
 	t.Logf("a minute later: %s, %d requests to the API server in it", memory(t, cmd.Process.Pid), requests(t, stderr.String())-before)
+	var worst, sum time.Duration
+	const edits = 10
+	for i := range edits {
+		name, began := fmt.Sprintf("b%d-%d", i*6, i%7), time.Now()
+		s.edit(name, "by hand")
+		s.awaitValue(name, "some configuration of a shop")
+		took := time.Since(began)
+		worst, sum = max(worst, took), sum+took
+	}
+	t.Logf("an edit stands %s, at most %s", (sum / edits).Round(time.Millisecond), worst.Round(time.Millisecond))
 }
 
 func kubeconfig(t *testing.T, c *rest.Config) string {

@@ -40,8 +40,6 @@ import (
 	"shoal.dev/shoal/topics"
 )
 
-func TestMain(m *testing.M) { kubetest.Main(m) }
-
 const (
 	prefix    = topics.Default
 	workspace = "shops"
@@ -288,6 +286,11 @@ func (h *hub) ticket(addr string) bundlefmt.Ticket {
 // seal makes a bundle. It is known to the hub afterwards, so that it can be asked for; nothing is published.
 func (h *hub) seal(objects ...string) bundlefmt.Sealed {
 	h.t.Helper()
+	return h.sealWith(bundlefmt.Handling{}, objects...)
+}
+
+func (h *hub) sealWith(handling bundlefmt.Handling, objects ...string) bundlefmt.Sealed {
+	h.t.Helper()
 	var list []bundlefmt.Object
 	for _, o := range objects {
 		obj, err := bundlefmt.NewObject([]byte(o))
@@ -296,7 +299,7 @@ func (h *hub) seal(objects ...string) bundlefmt.Sealed {
 		}
 		list = append(list, obj)
 	}
-	b, err := bundlefmt.New(list, bundlefmt.Handling{}, h.limits)
+	b, err := bundlefmt.New(list, handling, h.limits)
 	if err != nil {
 		h.t.Fatal(err)
 	}

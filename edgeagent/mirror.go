@@ -111,43 +111,41 @@ func (s *site) mirrorAct(f func(context.Context) (func(time.Time), error)) {
 	})
 }
 
-// mirrorRead takes over what the cluster has on record: at the start, whatever the disk lacks; later nothing, because the disk knows better.
+// mirrorRead takes over what the cluster has on record: at the start, whatever the disk lacks; later nothing, because the disk
+// knows better. What another member of the fleet has left there is nobody's business here.
 func (s *site) mirrorRead(have map[string][]byte, now time.Time) {
 	m := &s.mirror
 	first := !m.read
 	m.read, m.due, m.has = true, now.Add(s.o.Timing.Recheck), map[string]bundlefmt.Digest{}
 	for name, b := range have {
-		m.has[name] = bundlefmt.Sum(b)
-		if _, known := s.records[name]; first && !known {
-			s.restore(name, b)
+		log := s.log.With().Str("deployment", name).Logger()
+		_, known := s.records[name]
+		var r mirrored
+		err := json.Unmarshal(b, &r)
+		switch {
+		case err != nil || r.Name != name || !bundlefmt.ValidName(name):
+			log.Warn().AnErr("why", err).Msg("record on the cluster cannot be read and is left out")
+		case r.Workspace != s.id.Workspace || r.Cluster != s.id.Cluster:
+			if first {
+				log.Warn().Str("of", r.Workspace+"/"+r.Cluster).Msg("the cluster has a record of another member of the fleet: its objects are left alone")
+			}
+			continue
+		case first && !known:
+			s.restore(r.Record)
 		}
+		m.has[name] = bundlefmt.Sum(b)
 	}
 }
 
 // restore makes a record on disk of one on the cluster.
-func (s *site) restore(name string, b []byte) {
-	var r mirrored
-	log := s.log.With().Str("deployment", name).Logger()
-	err := json.Unmarshal(b, &r)
-	switch {
-	case err != nil || r.Name != name || !bundlefmt.ValidName(name):
-		log.Warn().Err(err).Msg("record on the cluster cannot be read and is left out")
-		return
-	case r.Workspace != s.id.Workspace || r.Cluster != s.id.Cluster:
-		log.Warn().Str("was", r.Workspace+"/"+r.Cluster).Msg("the cluster has a record of a deployment from when it was another member of the fleet: its objects are left alone")
-		return
-	}
-	if err := s.put(r.Record); err != nil {
-		log.Error().Err(err).Msg("keep record")
-		s.records[name] = r.Record
-		s.localFor(name).follow(r.Record)
-	}
-	l := s.localFor(name)
-	l.Last = ""
+func (s *site) restore(r store.Record) {
+	s.note(r, "keep record")
+	s.localFor(r.Name).Last = ""
 	if r.Applied != nil {
 		s.floor.Desired = max(s.floor.Desired, r.Applied.Serial)
 	}
-	log.Warn().Int("objects", len(r.Refs)).Msg("record was not on this disk and is taken over from the cluster: nothing is changed by that")
+	s.log.Warn().Str("deployment", r.Name).Int("objects", len(r.Refs)).
+		Msg("record was not on this disk and is taken over from the cluster: nothing is changed by that")
 	s.survey(false)
 	s.say.soon(time.Now(), 0)
 }
