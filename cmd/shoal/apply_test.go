@@ -3,16 +3,19 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
@@ -64,10 +67,10 @@ func TestApply(t *testing.T) {
 	}
 
 	// A field that somebody else set is not overwritten by accident.
-	s.patch(`{"spec":{"paused":true}}`)
+	s.patch("web", `{"spec":{"paused":true}}`)
 	s.file("fleet.yaml", "paused: false\ntargets:\n- {name: all, clusterSelector: {}}\n")
 	s.run(exitOK, "web configured\n", "apply", "web", s.dir) // false is not written at all: no conflict
-	s.patch(`{"spec":{"defaultNamespace":"mine"}}`)
+	s.patch("web", `{"spec":{"defaultNamespace":"mine"}}`)
 	s.file("fleet.yaml", "defaultNamespace: ours\ntargets:\n- {name: all, clusterSelector: {}}\n")
 	s.run(exitFailed, "take them over with --force-conflicts", "apply", "web", s.dir)
 	s.run(exitOK, "web configured\n", "apply", "web", s.dir, "--force-conflicts")
@@ -80,11 +83,32 @@ func TestApply(t *testing.T) {
 	s.status("Ready", metav1.ConditionTrue)
 	s.run(exitOK, "Ready  2/2 clusters ready", "apply", "web", s.dir, "--wait")
 
-	// The API server refuses what the CRD forbids, in words.
-	bad := applyStory{t: t, kubeconfig: s.kubeconfig, ns: s.ns, dir: t.TempDir()}
-	bad.file("fleet.yaml", "helm: {releaseName: Not_Valid}\n")
-	bad.file("a.yaml", "a: b\n")
-	bad.run(exitFailed, "apply bundle bad: the hub does not accept it:\n  spec.helm.releaseName: ", "apply", "bad", bad.dir)
+	// A tree: all are checked before one is written.
+	tree := applyStory{t: t, cfg: cfg, kubeconfig: s.kubeconfig, ns: s.ns, dir: t.TempDir()}
+	for _, name := range []string{"one", "two"} {
+		if err := os.Mkdir(filepath.Join(tree.dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		tree.file(name+"/fleet.yaml", "name: "+name+"\nlabels: {of: tree}\n")
+		tree.file(name+"/a.yaml", "a: b\n")
+	}
+	tree.run(exitOK, "two created\n", "apply", filepath.Join(tree.dir, "two"))
+	tree.patch("two", `{"spec":{"defaultNamespace":"mine"}}`)
+	tree.file("two/fleet.yaml", "name: two\ndefaultNamespace: ours\n")
+	tree.run(exitFailed, "two: Apply failed with 1 conflict", "apply", tree.dir)
+	if _, err := get(t.Context(), tree.bundles(), "one"); !apierrors.IsNotFound(err) {
+		t.Errorf("bundle one: %v, want none: bundle two cannot be applied", err)
+	}
+	tree.file("two/fleet.yaml", "name: two\ntargets: [{name: all, clusterSelector: {}}]\n")
+	tree.run(exitOK, "two configured (dry run)\n  files    1, 5 bytes as they are sent\n           a.yaml\n  target   all\n", "apply", tree.dir, "--dry-run")
+	tree.run(exitOK, fmt.Sprintf("bundle %[1]s/one created\nbundle %[1]s/two configured\n", s.ns), "apply", tree.dir)
+	tree.run(exitNotReady, "two: waiting for the hub to see the change", "apply", tree.dir, "--wait=1s")
+	tree.run(exitFailed, "holds 2 bundles: ", "apply", "one", tree.dir)
+	tree.file("targets.yaml", "- {name: mine, clusterGroup: mine}\n")
+	tree.run(exitOK, "two configured\n", "apply", tree.dir, "--targets-file", filepath.Join(tree.dir, "targets.yaml"))
+	if two := tree.get("two"); len(two.Spec.Targets) != 2 || len(two.Spec.TargetRestrictions) != 1 {
+		t.Errorf("targets %v, restrictions %v: want one customization and one target", two.Spec.Targets, two.Spec.TargetRestrictions)
+	}
 
 	t.Run("diff", func(t *testing.T) { diffOnServer(t, cfg, cluster.Kubeconfig()) })
 }
@@ -177,6 +201,21 @@ func (s applyStory) patchStatus(plural, name, data string) {
 	}
 }
 
+// TestExplain: what the API server does not accept is a line each.
+func TestExplain(t *testing.T) {
+	t.Parallel()
+	err := apierrors.NewInvalid(schema.GroupKind{Group: "shoal.dev", Kind: "Bundle"}, "web", field.ErrorList{
+		field.Invalid(field.NewPath("spec", "helm", "releaseName"), "No", "should match"),
+		field.TooMany(field.NewPath("spec", "targets"), 1001, 1000),
+	})
+	want := `apply bundle web: the hub does not accept it:
+  spec.helm.releaseName: Invalid value: "No": should match
+  spec.targets: Too many: 1001: must have at most 1000 items`
+	if got := explain(fmt.Errorf("apply bundle shop/web: %w", err), "", "shop").Error(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 type applyStory struct {
 	t                   *testing.T
 	cfg                 *rest.Config
@@ -218,9 +257,9 @@ func (s applyStory) get(name string) *v1alpha1.Bundle {
 	return b
 }
 
-func (s applyStory) patch(data string) {
+func (s applyStory) patch(name, data string) {
 	s.t.Helper()
-	_, err := s.bundles().Patch(s.t.Context(), "web", types.MergePatchType, []byte(data), metav1.PatchOptions{FieldManager: "somebody"})
+	_, err := s.bundles().Patch(s.t.Context(), name, types.MergePatchType, []byte(data), metav1.PatchOptions{FieldManager: "somebody"})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -27,6 +27,7 @@ func commands(a *app) []*cobra.Command {
 		getCommand(a),
 		lintCommand(a),
 		renderCommand(a),
+		schemaCommand(a),
 		targetCommand(a),
 		topicsCommand(a),
 		tokenCommand(a),
@@ -62,8 +63,12 @@ func rootCommand(a *app) *cobra.Command {
 signed manifests for each cluster and publishes them over MQTT 5; an agent on each cluster applies them and keeps them so.
 
 This program is the hub (shoal controller) and the tool to work with it.`,
-		Example: `  # see what a cluster would get, without any server
+		Example: `  # find mistakes and see what a cluster would get, without any server
+  shoal lint ./web
   shoal render ./web --cluster paris --label env=prod
+
+  # what would change on a cluster
+  shoal diff ./web --cluster paris
 
   # deploy a directory and wait until all clusters have it
   shoal apply web ./web --wait
