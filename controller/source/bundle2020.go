@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	yamlv3 "go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -43,7 +44,7 @@ func is2020(data []byte) bool {
 	return slices.ContainsFunc(schema2020().fields, func(f field) bool { return child(doc, f.name) != nil })
 }
 
-func schema2020() field {
+var schema2020 = sync.OnceValue(func() field {
 	options := []field{
 		{name: "defaultNamespace", format: namespaceFormat},
 		{name: "kustomizeDir"},
@@ -67,7 +68,7 @@ func schema2020() field {
 		field{name: "rolloutStrategy", kind: object, fields: rolloutFields()},
 		resources, overlays, list("targets", match...),
 	)}
-}
+})
 
 type bundle2020 struct {
 	options2020

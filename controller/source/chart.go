@@ -20,7 +20,7 @@ import (
 
 // Charts gets charts that are not in the directory; package charts implements it.
 type Charts interface {
-	// Get returns a chart with its dependencies below charts/.
+	// Get returns a chart with its dependencies below charts/. Errors name the chart, without credentials.
 	Get(ctx context.Context, c ChartRef) (Chart, error)
 	// Dependencies returns the files to add to a chart, below charts/, or nil if nothing is missing. Files are by path inside the
 	// chart's directory; those of the rest of the bundle are "../x", for dependencies in file://../x.
@@ -173,7 +173,7 @@ func (b *bundle) fetch(ctx context.Context, ref ChartRef) (string, error) {
 	}
 	c, err := b.o.Charts.Get(ctx, ref)
 	if err != nil {
-		return "", fmt.Errorf("chart %s: %w", ref, err)
+		return "", err // it names the chart
 	}
 	return b.put(ref, c)
 }

@@ -102,13 +102,13 @@ targets:
 	}
 }
 
-// TestChartFails: the error names the line, keeps its cause, and has no credentials in it.
+// TestChartFails: the error names the line and keeps its cause.
 func TestChartFails(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "fleet.yaml", []byte("helm:\n  chart: oci://u:secret@registry.example.com/web\n  version: 1.0.0\n"))
 	gone := errors.New("gone")
 	_, err := source.Dir(t.Context(), dir, source.Options{Charts: &shelf{fail: gone}})
-	if err == nil || err.Error() != "fleet.yaml:2: helm.chart: chart oci://registry.example.com/web 1.0.0: gone" || !errors.Is(err, gone) {
+	if err == nil || err.Error() != "fleet.yaml:2: helm.chart: gone" || !errors.Is(err, gone) {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -240,7 +240,7 @@ func TestDriven(t *testing.T) {
 	}
 	for _, c := range []struct{ base, options, want string }{
 		{"../app", "dev.yml", "outside of the directory"},
-		{"app", "../app/dev.yml", "without a path"},
+		{"app", "../app/dev.yml", "outside of the directory"},
 		{"app", "prod.yml", "app/prod.yml: no such file"},
 		{"gone", "", "gone: no such file"},
 	} {

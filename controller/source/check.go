@@ -153,36 +153,39 @@ func nodes(file string, data []byte) (*yamlv3.Node, error) {
 	if len(doc.Content) == 0 {
 		return nil, nil
 	}
-	n, line := expanded(doc.Content[0], 0)
-	if line > 0 {
-		return nil, Problem{File: file, Line: line, Message: fmt.Sprintf("nested deeper than %d", maxNesting)}
-	}
+	n, wrong := expanded(doc.Content[0], 0)
 	if n > maxNodes {
-		return nil, Problem{File: file, Message: fmt.Sprintf("holds more than %d values once its aliases are expanded", maxNodes)}
+		wrong = &Problem{Message: fmt.Sprintf("holds more than %d values once its aliases are expanded", maxNodes)}
+	}
+	if wrong != nil {
+		wrong.File = file
+		return nil, *wrong
 	}
 	return doc.Content[0], nil
 }
 
-// expanded counts the values of a tree as if aliases were written out; it stops counting above the limit. A line above 0
-// is where it is nested too deep.
-func expanded(n *yamlv3.Node, depth int) (count, line int) {
+// expanded counts the values of a tree as if aliases were written out; it stops counting above the limit.
+func expanded(n *yamlv3.Node, depth int) (int, *Problem) {
 	if depth > maxNesting {
-		return 0, max(1, n.Line)
+		return 0, &Problem{Line: n.Line, Message: fmt.Sprintf("nested deeper than %d", maxNesting)}
 	}
 	if n.Kind == yamlv3.AliasNode {
 		return expanded(n.Alias, depth+1)
 	}
 	sum := 1
-	for _, c := range n.Content {
-		k, line := expanded(c, depth+1)
-		if line > 0 {
-			return 0, line
+	for i, c := range n.Content {
+		if n.Kind == yamlv3.MappingNode && i%2 == 0 && (c.Kind == yamlv3.MappingNode || c.Kind == yamlv3.SequenceNode) {
+			return 0, &Problem{Line: c.Line, Message: "a map or a list cannot be a key: put text that begins with { or [ in quotes"}
+		}
+		k, wrong := expanded(c, depth+1)
+		if wrong != nil {
+			return 0, wrong
 		}
 		if sum += k; sum > maxNodes {
-			return sum, 0
+			return sum, nil
 		}
 	}
-	return sum, 0
+	return sum, nil
 }
 
 func child(n *yamlv3.Node, key string) *yamlv3.Node {

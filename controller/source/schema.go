@@ -4,6 +4,7 @@ import (
 	"math"
 	"regexp"
 	"slices"
+	"sync"
 
 	"shoal.dev/shoal/bundlefmt"
 )
@@ -100,8 +101,8 @@ const (
 	merged   = "merged key by key"
 )
 
-// fleetSchema is all of fleet.yaml.
-func fleetSchema() field {
+// fleetSchema is all of fleet.yaml. Nobody changes it.
+var fleetSchema = sync.OnceValue(func() field {
 	top := []field{
 		{name: "name", format: nameFormat, doc: "Name of the bundle. Without it: the repository's (or directory's) name and the path, made safe for DNS, cut to 53 characters with a hash."},
 		{name: "labels", kind: stringMap, doc: "Labels of the Bundle object; dependsOn.selector of other bundles looks at them."},
@@ -135,7 +136,7 @@ func fleetSchema() field {
 		}
 	}
 	return field{kind: object, fields: top}
-}
+})
 
 // optionFields can stand at the top level, and in targets unless they say otherwise.
 func optionFields() []field {

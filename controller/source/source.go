@@ -99,17 +99,16 @@ func Tree(ctx context.Context, dir string, o Options) ([]*v1alpha1.Bundle, error
 	return out, err
 }
 
-// Driven reads the one bundle in the directory base below dir, with options from a file of any name in it. Nothing is looked
-// for: directories with a fleet.yaml of their own are files of the bundle. An empty name of the file means fleet.yaml.
+// Driven reads the one bundle in the directory base below dir, with options from a file of any name in it or below. Nothing is
+// looked for: directories with a fleet.yaml of their own are files of the bundle. An empty name of the file means fleet.yaml.
 func Driven(ctx context.Context, dir, base, options string, o Options) (*v1alpha1.Bundle, error) {
 	t, err := open(dir, o)
 	if err != nil {
 		return nil, err
 	}
 	defer t.root.Close()
-	base, err = inside(base)
-	if err == nil && path.Base(options) != options && options != "" {
-		err = fmt.Errorf("options file %q: name a file in %s, without a path", options, base)
+	if base, err = inside(base); err == nil && options != "" {
+		options, err = inside(options)
 	}
 	if err != nil {
 		return nil, problems("", err)

@@ -261,6 +261,26 @@ func TestSizes(t *testing.T) {
 	})
 }
 
+// TestFleetNames: dependsOn of other bundles holds the names that Fleet gave.
+func TestFleetNames(t *testing.T) {
+	dir := t.TempDir()
+	for _, f := range []string{"driven2/kustomize/fleetDev.yaml", "driven2/kustomize/fleetProd.yaml", "driven_fleet_yaml_subfolder/helm/test/fleet.yaml"} {
+		write(t, dir, f, nil)
+	}
+	for _, c := range []struct{ dir, options, want string }{
+		{"driven2/kustomize", "fleetDev.yaml", "assets-driven2-kustomize-fleetdev-2946f474"},
+		{"driven2/kustomize", "fleetProd.yaml", "assets-driven2-kustomize-fleetprod-99f597b0"},
+		{"driven_fleet_yaml_subfolder/helm", "test/fleet.yaml", "assets-driven-fleet-yaml-subfolder-helm-test-fl-b676f"},
+		{"driven_fleet_yaml_subfolder/helm", "", "assets-driven-fleet-yaml-subfolder-helm-f49dc35c"},
+	} {
+		write(t, dir, c.dir+"/a.yaml", []byte(configMap))
+		b, err := source.Driven(t.Context(), dir, c.dir, c.options, source.Options{Base: "assets"})
+		if err != nil || b.Name != c.want {
+			t.Errorf("%s: %v, %v", c.want, b, err)
+		}
+	}
+}
+
 func TestName(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "fleet.yaml", []byte("name: from-file\n"))
