@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	healthCost  = 1_000_000 // what one expression may cost; the limit that Kubernetes sets for its own
-	healthRules = 512       // compiled expressions that are kept
+	healthCost  = 100_000 // what one expression may cost: some tenths of a second on a small box
+	healthRules = 512     // compiled expressions that are kept
 )
 
 // healthPrograms are compiled expressions. The environment is made when the first rule comes: few sites have one.
