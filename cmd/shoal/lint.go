@@ -181,8 +181,19 @@ func lint(ctx context.Context, dir string, o source.Options, fleet *clustersFile
 	bundles, err := source.Tree(ctx, dir, o)
 	l.problems(err)
 	places := l.placesOf(bundles)
+	all := map[string]linted{}
 	for i, b := range bundles {
-		l.bundle(b, places[i])
+		x := linted{linter: l, place: places[i], bundle: b}
+		all[b.Name] = x
+		x.targets()
+		x.overlays()
+		x.withoutEffect()
+		x.renderAll()
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if circle := circleFrom(all, name); circle != nil && name == slices.Min(circle) {
+			all[name].say(severityError, "dependsOn", "dependsOn goes in a circle, so that none of them can ever be deployed: %s", strings.Join(append(circle, name), " → "))
+		}
 	}
 	return l.found, nil
 }
@@ -277,12 +288,29 @@ type linted struct {
 	bundle *v1alpha1.Bundle
 }
 
-func (l *linter) bundle(b *v1alpha1.Bundle, p place) {
-	x := linted{linter: l, place: p, bundle: b}
-	x.targets()
-	x.overlays()
-	x.withoutEffect()
-	x.renderAll()
+// circleFrom is a shortest way along dependsOn from a bundle back to itself, or nil. Only names count: selectors depend on what
+// else is there.
+func circleFrom(all map[string]linted, start string) []string {
+	ways := [][]string{{start}}
+	seen := map[string]bool{}
+	for len(ways) > 0 {
+		way := ways[0]
+		ways = ways[1:]
+		x, ok := all[way[len(way)-1]]
+		if !ok {
+			continue // elsewhere
+		}
+		for _, d := range x.bundle.Spec.DependsOn {
+			if d.Name == start {
+				return way
+			}
+			if d.Name != "" && !seen[d.Name] {
+				seen[d.Name] = true
+				ways = append(ways, append(slices.Clone(way), d.Name))
+			}
+		}
+	}
+	return nil
 }
 
 // say notes a finding at a field of the options, or at the bundle as a whole.
@@ -347,7 +375,9 @@ func (x linted) targetField(i int) string {
 // overlays finds directories of overlays that nothing uses.
 func (x linted) overlays() {
 	used := map[string]bool{}
+	other := false // a chart or a kustomization
 	use := func(o v1alpha1.BundleOptions) {
+		other = other || o.Kustomize != nil || o.Helm != nil && o.Helm.Chart != ""
 		if o.YAML != nil {
 			for _, name := range o.YAML.Overlays {
 				used[name] = true
@@ -370,7 +400,7 @@ func (x linted) overlays() {
 		return // their names may be templates
 	case slices.ContainsFunc([]string{"Chart.yaml", "kustomization.yaml", "kustomization.yml", "Kustomization"}, x.has):
 		return // charts and kustomizations have their own ways to use files
-	case x.bundle.Spec.Helm != nil && x.bundle.Spec.Helm.Chart != "", x.bundle.Spec.Kustomize != nil:
+	case other:
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(there)) {
@@ -559,7 +589,7 @@ var inFile = regexp.MustCompile(`([A-Za-z0-9_./-]+\.(?:yaml|yml|json|tpl|txt))(?
 // cannotRender says why, at the line of the file that is to blame if that is known.
 func (x linted) cannotRender(s lintedSite, err error) {
 	if !s.real && needsMore(err) {
-		x.say(severityWarning, s.field, "cannot be tried without more about a cluster, use --clusters: target %s: %v", s.title, err)
+		x.say(severityWarning, s.field, "cannot be tried without more about a cluster, use --clusters: %v", err)
 		return
 	}
 	message := err.Error()

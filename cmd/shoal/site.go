@@ -177,7 +177,7 @@ func (s site) match(b *v1alpha1.Bundle) (*target.Match, error) {
 	case len(matches) == 0:
 		return nil, nil
 	case matches[0].Err != nil:
-		return nil, fmt.Errorf("target %s: %w", matches[0].Target, matches[0].Err)
+		return nil, matches[0].Err // which names target and cluster
 	}
 	return &matches[0], nil
 }

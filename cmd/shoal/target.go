@@ -34,7 +34,8 @@ func targetCommand(a *app) *cobra.Command {
 		Use:   "target DIR --clusters FILE",
 		Short: "Print which clusters get the bundles in DIR and by which target, without any server",
 		Long: `Print which clusters get the bundles in DIR, by which target and with which options. No server is asked: the clusters are those
-in FILE ("-": standard input). Clusters with the same value in the column OPTIONS get the same options.
+in FILE ("-": standard input). Clusters with the same value in the column OPTIONS get the same options. A cluster for which a template fails, for example for want
+of a label, keeps what it has: standard error says so, and the exit code is 1.
 
 ` + clustersHelp,
 		Example: `  # the fleet as it is
@@ -56,7 +57,13 @@ in FILE ("-": standard input). Clusters with the same value in the column OPTION
 			if err != nil {
 				return err
 			}
-			return printTargeted(a.stdout, list, output, why)
+			if err := printTargeted(a.stdout, list, output, why); err != nil {
+				return err
+			}
+			if slices.ContainsFunc(list, func(t targeted) bool { return t.Error != "" }) {
+				return errProblems
+			}
+			return nil
 		},
 	}
 	f := cmd.Flags()
@@ -90,7 +97,7 @@ func (a *app) targeted(ctx context.Context, dir, file string, src sourceFlags, w
 		}
 		for _, t := range some {
 			if t.Error != "" {
-				fmt.Fprintf(a.stderr, "shoal: bundle %s: cluster %s keeps what it has: target %s: %s\n", b.Name, t.Cluster, t.Target, t.Error)
+				fmt.Fprintf(a.stderr, "shoal: bundle %s: cluster %s keeps what it has: %s\n", b.Name, t.Cluster, t.Error)
 			}
 		}
 		list = append(list, some...)
