@@ -59,6 +59,36 @@ func NewObject(data []byte) (Object, error) {
 	return Object{Ref: ref, JSON: canon}, nil
 }
 
+// ObjectOf is NewObject for an object that is decoded already: maps, slices, strings, whole numbers, booleans and nil.
+func ObjectOf(v map[string]any) (Object, error) {
+	canon, err := encodeCanonical(v)
+	if err != nil {
+		return Object{}, err
+	}
+	l := DefaultLimits()
+	if err := atMost("object size", int64(len(canon)), l.Object); err != nil {
+		return Object{}, err
+	}
+	if err := checkDepth(canon, l.Depth); err != nil {
+		return Object{}, err
+	}
+	ref, err := refOf(v)
+	if err != nil {
+		return Object{}, err
+	}
+	return Object{Ref: ref, JSON: canon}, nil
+}
+
+func encodeCanonical(v map[string]any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, fmt.Errorf("encode object: %w", err)
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
 // refOf looks keys up in a map and not through a struct, which would also match them in other cases: the API server reads
 // "apiversion" as no field at all.
 func refOf(o map[string]any) (Ref, error) {
@@ -123,13 +153,8 @@ func canonical(data []byte, l Limits) ([]byte, map[string]any, error) {
 	if _, err := dec.Token(); err != io.EOF {
 		return nil, nil, fmt.Errorf("%w: bytes after the object", ErrMalformed)
 	}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return nil, nil, fmt.Errorf("encode object: %w", err)
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), v, nil
+	canon, err := encodeCanonical(v)
+	return canon, v, err
 }
 
 // checkDepth scans without building anything: depth must be known to be small before a decoder recurses.

@@ -147,6 +147,9 @@ func (d document) isHook() bool { _, ok := d.annotations[hookAnnotation]; return
 
 // parseDocument reads one YAML document; an empty one holds nothing. Errors begin with ": " or the place in the document.
 func parseDocument(doc []byte, strict bool) (document, error) {
+	if d, ok := quickDocument(doc); ok {
+		return d, nil
+	}
 	js, err := toJSON(doc, strict)
 	if err != nil {
 		return document{}, fmt.Errorf(": %w", err)
@@ -168,6 +171,37 @@ func parseDocument(doc []byte, strict bool) (document, error) {
 	}
 	d.objects, err = objects(nil, js, 0)
 	return d, err
+}
+
+// quickDocument reads a document of one object that is written simply, as nearly all are. It leaves all others to those who
+// say better what is wrong with them.
+func quickDocument(doc []byte) (document, bool) {
+	v, ok := quickYAML(string(doc))
+	if !ok {
+		return document{}, false
+	}
+	meta, _ := v["metadata"].(map[string]any)
+	kind, _ := v["kind"].(string)
+	name, _ := meta["name"].(string)
+	if strings.HasSuffix(kind, "List") {
+		return document{}, false
+	}
+	o, err := bundlefmt.ObjectOf(v)
+	if err != nil {
+		return document{}, false
+	}
+	d := document{kind: kind, name: name, objects: []bundlefmt.Object{o}}
+	annotations, _ := meta["annotations"].(map[string]any)
+	if _, ok := annotations[hookAnnotation]; !ok {
+		return d, true
+	}
+	d.annotations = make(map[string]string, len(annotations))
+	for k, a := range annotations {
+		if d.annotations[k], ok = a.(string); !ok {
+			return document{}, false
+		}
+	}
+	return d, true
 }
 
 // objects appends one object, or those in a list.
