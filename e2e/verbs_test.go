@@ -30,6 +30,7 @@ var verbs = map[string]func(*testscript.TestScript, bool, []string){
 	"break-link":   plain(onLink((*fleet.Site).Break)),
 	"restore-link": plain(onLink((*fleet.Site).Restore)),
 	"shoal":        program(shoal),
+	"shoal-agent":  program(shoalAgent),
 	"kube":         program(kube),
 	"until":        plain(until),
 	"inventory":    plain(inventory),
@@ -78,6 +79,12 @@ func program(make func(context.Context, *testscript.TestScript, *story, []string
 
 func shoal(ctx context.Context, ts *testscript.TestScript, s *story, args []string) (*exec.Cmd, error) {
 	return s.fleet.Shoal(ctx, ts.MkAbs("."), args...), nil
+}
+
+func shoalAgent(ctx context.Context, ts *testscript.TestScript, s *story, args []string) (*exec.Cmd, error) {
+	cmd := exec.CommandContext(ctx, s.fleet.Binaries().Agent, args...)
+	cmd.Dir = ts.MkAbs(".")
+	return cmd, nil
 }
 
 func kube(ctx context.Context, ts *testscript.TestScript, s *story, args []string) (*exec.Cmd, error) {
@@ -205,6 +212,8 @@ func agent(ts *testscript.TestScript, s *story, args []string) error {
 		took, err := at.StopAgent()
 		ts.Logf("the agent stopped in %s", took.Round(time.Millisecond))
 		return err
+	case "lose-disk":
+		return at.LoseDisk()
 	case "kill":
 		at.KillAgent()
 		return nil
@@ -380,7 +389,7 @@ func untilStdout(ctx context.Context, ts *testscript.TestScript, s *story, patte
 		case "shoal":
 			cmd, err = shoal(ctx, ts, s, command[1:])
 		case "shoal-agent":
-			cmd = exec.CommandContext(ctx, s.fleet.Binaries().Agent, command[1:]...)
+			cmd, err = shoalAgent(ctx, ts, s, command[1:])
 		default:
 			err = errUsage
 		}

@@ -82,6 +82,7 @@ func (s *Site) command() command {
 		args: []string{
 			"--kubeconfig", s.Kubeconfig(), "--data-dir", s.dataDir(), "--token-file", s.tokenFile(), "--cluster-name", s.Name,
 			"--keep-alive", s.f.o.KeepAlive.String(), "--metrics-listen", s.metrics, "--log-level", "debug", "--log-format", "json",
+			"--identity-secret", "shoal-agent-identity",
 		},
 	}
 }
@@ -125,6 +126,14 @@ func (s *Site) KillAgent() {
 		s.process.kill()
 		s.process = nil
 	}
+}
+
+// LoseDisk deletes everything that the stopped agent has on disk.
+func (s *Site) LoseDisk() error {
+	if s.Running() {
+		return fmt.Errorf("the agent of %s runs", s.Name)
+	}
+	return os.RemoveAll(s.dataDir())
 }
 
 // Output is what the agent has logged since it was last started.
