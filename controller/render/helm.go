@@ -227,7 +227,8 @@ func foreignRef(v any) string {
 	return ""
 }
 
-var wellKnownSchema = regexp.MustCompile(`^https?://json-schema\.org/(draft-0[4-7]|draft/2019-09|draft/2020-12)/schema#?$`)
+// wellKnownSchema are those that the library has in it; any other it would fetch.
+var wellKnownSchema = regexp.MustCompile(`^https?://json-schema\.org/((draft-0[467]|draft/2019-09|draft/2020-12)/)?schema#?$`)
 
 // template evaluates dependencies, values, schema and templates, in Helm's order.
 func (r *rendering) template(c *chart.Chart) (map[string]string, error) {
