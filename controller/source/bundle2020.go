@@ -34,14 +34,14 @@ const (
 	timeout2020 = 600
 )
 
-// is2020 tells the options file of 2020 from other files of that name: it is a map without apiVersion and kind, and has a key
-// of that form.
+// is2020 tells the options file of 2020 from other files of that name: it is a map without apiVersion and kind, and has one of the
+// keys that nothing else is likely to have.
 func is2020(data []byte) bool {
 	doc, err := nodes(bundleFile, data)
 	if err != nil || doc == nil || doc.Kind != yamlv3.MappingNode || child(doc, "kind") != nil || child(doc, "apiVersion") != nil {
 		return false
 	}
-	return slices.ContainsFunc(schema2020().fields, func(f field) bool { return child(doc, f.name) != nil })
+	return slices.ContainsFunc([]string{"targets", "overlays", "manifestsDir", "kustomizeDir", "defaultNamespace", "rolloutStrategy"}, func(key string) bool { return child(doc, key) != nil })
 }
 
 var schema2020 = sync.OnceValue(func() field {
@@ -187,7 +187,7 @@ func (b *bundle) form2020(ctx context.Context, file string, data []byte) (err er
 		if len(b.doc.problems) == 0 && l.chart == "" && spec.Kustomize == nil && out.Kustomize == nil && !b.holds("templates") {
 			b.doc.report(at, errors.New("nothing to deploy: there are no manifests, no chart, and no kustomization.yaml in kustomize/"))
 		}
-		b.doc.report(at, short(target.Check(out)))
+		b.match(at, out.ClusterMatch)
 		spec.Targets = append(spec.Targets, out)
 	}
 	switch {

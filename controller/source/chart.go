@@ -217,13 +217,10 @@ func (b *bundle) put(ref ChartRef, c Chart) (string, error) {
 
 // dependencies adds what a chart in the directory lacks. Without somebody who can get it rendering says what is missing.
 func (b *bundle) dependencies(ctx context.Context, dir string) error {
-	if b.o.Charts == nil || b.out.Spec.Helm != nil && b.out.Spec.Helm.DisableDependencyUpdate {
+	if b.o.Charts == nil || b.whole[dir] || b.out.Spec.Helm != nil && b.out.Spec.Helm.DisableDependencyUpdate {
 		return nil
 	}
-	if _, done := b.charts[ChartRef{Chart: "\x00" + dir}]; done {
-		return nil
-	}
-	b.charts[ChartRef{Chart: "\x00" + dir}] = dir
+	b.whole[dir] = true
 	seen := make(map[string][]byte, len(b.files))
 	for name, data := range b.files {
 		if b.used[name] {

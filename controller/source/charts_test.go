@@ -194,7 +194,7 @@ func TestTargetsOfGitRepo(t *testing.T) {
 		"override": {"fleet.yaml", "targets: [{name: a, clusterSelector: {}}]\noverrideTargets: [{name: us, clusterGroup: us}]", "a us | us"},
 		"nobody":   {"fleet.yaml", "overrideTargets: []", " | "},
 		"2020":     {"bundle.yaml", "targets: [{name: a, clusterSelector: {}}]", "a no-other eu | eu"},
-		"2020none": {"bundle.yaml", "name: x", "eu | eu"},
+		"2020none": {"bundle.yaml", "defaultNamespace: x", "eu | eu"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

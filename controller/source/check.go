@@ -363,7 +363,7 @@ func (d *document) scalar(n *yamlv3.Node, f field, at string) {
 			d.text(n, f, at)
 			return
 		case f.kind == str:
-			d.refuse(n, at, "%s must be a string: write %q", at, n.Value)
+			d.refuse(n, at, "%s must be a string: put it in quotes", at) // not shown: it may be a secret
 			return
 		case f.kind == boolean && (tag == "!!bool" || oldBool):
 			return

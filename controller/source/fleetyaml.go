@@ -51,6 +51,7 @@ type bundle struct {
 	doc    *document
 	out    *v1alpha1.Bundle
 	charts map[ChartRef]string // fetched or found → directory in the bundle
+	whole  map[string]bool     // directories of charts whose dependencies are there
 	origin []chartOrigin
 	size   int // of all values as JSON
 }
@@ -76,7 +77,7 @@ func (t *tree) bundle(ctx context.Context, p place) (*v1alpha1.Bundle, error) {
 }
 
 func (t *tree) make(ctx context.Context, p place, files map[string][]byte, options []byte) (*v1alpha1.Bundle, error) {
-	b := &bundle{tree: t, place: p, files: files, charts: map[ChartRef]string{}, used: map[string]bool{"fleet.yaml": true, "fleet.yml": true, p.options: true}}
+	b := &bundle{tree: t, place: p, files: files, charts: map[ChartRef]string{}, whole: map[string]bool{}, used: map[string]bool{"fleet.yaml": true, "fleet.yml": true, p.options: true}}
 	b.out = &v1alpha1.Bundle{TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "Bundle"}}
 	read := b.fleetYAML
 	if p.options == bundleFile && !p.driven {
@@ -172,7 +173,7 @@ func (b *bundle) fleetYAML(ctx context.Context, file string, data []byte) (err e
 			if err := b.complete(ctx, at+".", &t.BundleOptions, t.Helm, ref); err != nil {
 				return err
 			}
-			b.doc.report(at, short(target.Check(t.BundleTarget)))
+			b.match(at, t.ClusterMatch)
 			spec.Targets = append(spec.Targets, t.BundleTarget)
 		}
 	}
