@@ -8,8 +8,16 @@
 //
 // The label shoal.dev/deployment=NAME on an object is the record of ownership; nothing else is added to objects. An object
 // with another deployment's label is never touched: that is an error of this deployment. An object without the label that a
-// bundle names is adopted, as kubectl apply does, unless a controller owns it (a Pod of a ReplicaSet, say). Prune and
+// bundle names is adopted, as kubectl apply does, unless a controller owns it (a Pod of a ReplicaSet, say); an [Install] does
+// so only with Policy.TakeOwnership, except for namespaces and for what the agent itself has written last. Prune and
 // Remove delete only what carries the label at that moment, whatever the inventory says.
+//
+// What carries [AgentLabel] is changed by the deployment [AgentDeployment] only and deleted by none.
+//
+// # Rights
+//
+// Objects are read and watched with the agent's own rights. They are written and dry run, and the site's values are read,
+// with those of the service account that the deployment names, or of [DefaultAccount] where the site has that.
 //
 // # Conflicts
 //

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/internal/kubetest"
 )
 
@@ -354,4 +355,66 @@ func TestManyFindingsAreCounted(t *testing.T) {
 	if st.Modified.Count != 12 || len(st.Modified.First) != 10 || st.Missing != 12 || len(st.Modified.Report()) != 10 {
 		t.Errorf("got %d, %d, %d", st.Modified.Count, len(st.Modified.First), st.Missing)
 	}
+}
+
+// comparePatches: the field is the site's own. It is neither compared nor changed, also not by a release that changes
+// something beside it.
+func TestExemptFieldsAreTheSites(t *testing.T) {
+	s := newSite(t)
+	d := s.deployment("web", web)
+	d.Handling.ComparePatches = []bundlefmt.ComparePatch{
+		{APIVersion: "v1", Kind: "ConfigMap", Name: "web", JSONPointers: []string{"/data/mode"}},
+		{APIVersion: "apps/v1", Kind: "Deployment", Operations: []bundlefmt.PatchOp{{Op: "remove", Path: "/spec/replicas"}}},
+		{APIVersion: "v1", Kind: "Service", Operations: []bundlefmt.PatchOp{{Op: "replace", Path: "/spec/sessionAffinity", Value: `"None"`}}},
+		{APIVersion: "v1", Kind: "Secret", Name: "we.", Operations: []bundlefmt.PatchOp{{Op: "ignore"}}},
+	}
+	d.Operation = Install
+	inv := s.apply(d, nil).Inventory
+	d.Operation = ""
+	s.edit(configMaps, "web", `{"data":{"mode":"site"}}`)
+	s.edit(configMaps.GroupVersion().WithResource("services"), "web", `{"spec":{"sessionAffinity":"ClientIP"}}`)
+	s.scale(5)
+	s.delete(secrets, "web")
+	s.clean(d)
+	if st := s.check(d); st.Missing != 0 {
+		t.Errorf("what may be missing is reported: %+v", st)
+	}
+	if res := s.apply(d, inv); len(res.Written) != 0 {
+		t.Errorf("a repair writes %v", res.Written)
+	}
+	s.edit(configMaps, "web", `{"data":{"other":"z"}}`)
+	contains(t, s.modified(d).Message, `data.other: "z" → "x"`)
+	s.apply(d, inv)
+	if got := value2(s.get(configMaps, "web"), "data"); got != `{"mode":"site","other":"x"}` {
+		t.Errorf("got %s", got)
+	}
+	if s.replicas() != "5" || s.get(secrets, "web") != nil {
+		t.Errorf("replicas %s, secret %v", s.replicas(), s.get(secrets, "web"))
+	}
+	d.Operation = Upgrade
+	s.apply(d, inv)
+	if s.replicas() != "5" || s.get(secrets, "web") == nil {
+		t.Error("a release brings back what is missing, and leaves what is the site's")
+	}
+}
+
+// K3s' own storage class makes a volume only for a Pod that uses it: a claim that waits for that is not what is wrong.
+func TestClaimThatWaitsForItsPod(t *testing.T) {
+	s := newSite(t)
+	classes := schema.GroupVersionResource{Group: "storage.k8s.io", Version: "v1", Resource: "storageclasses"}
+	late := s.ns + "-late"
+	global := *s
+	global.ns = ""
+	global.create(classes, "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: "+late+"}\nprovisioner: example.com/none\nvolumeBindingMode: WaitForFirstConsumer")
+	t.Cleanup(func() { _ = s.hand.Resource(classes).Delete(context.Background(), late, metav1.DeleteOptions{}) })
+	const claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: NAME}\nspec: {accessModes: [ReadWriteOnce], storageClassName: CLASS, resources: {requests: {storage: 1Gi}}}"
+	d := s.deployment("x", strings.NewReplacer("NAME", "a", "CLASS", late).Replace(claim)+"\n---\n"+strings.NewReplacer("NAME", "b", "CLASS", "nothing").Replace(claim))
+	s.apply(d, nil)
+	kubetest.Wait(t, "the claim that waits to be ready, the other one not", func(context.Context) error {
+		st := s.check(d)
+		if st.Ready != 1 || st.NotReady.Count != 1 || st.NotReady.First[0].Ref.Name != "b" {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
 }

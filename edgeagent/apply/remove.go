@@ -44,7 +44,6 @@ func (a *Applier) Remove(ctx context.Context, d Deployment, refs []Ref, keep boo
 	if d.Policy.DeleteNamespace {
 		r.d.namespace = policyNamespace(d.Policy)
 	}
-	a.tracked.begin(d.Name)
 	if err := r.all(ctx, inRemovalOrder(refs)); err != nil {
 		return r.res, fmt.Errorf("remove %s: %w", d.Name, err)
 	}
