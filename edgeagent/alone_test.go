@@ -373,7 +373,13 @@ func TestLostDisk(t *testing.T) {
 	h.mu.Lock()
 	clear(h.reports)
 	h.mu.Unlock()
+	// Whoever has the broker plays an old order to the new disk.
+	h.publish(prefix.Desired(s.c), h.document(s.c, 1, nil, entry("web", 1, one, fix)))
 	s.start()
+	h.awaitReport(s.c, "the old order to be refused", func(r *bundlefmt.Reported) bool {
+		return r.Refused != nil && r.Serial == 2 // as older, or because the keys are still on their way
+	})
+	h.order(s.c, 2, entry("web", 2, two, rollback))
 	d := h.awaitState(s.c, "web", 2, bundlefmt.Ready)
 	if d.Total != 2 || d.Digest != two.Digest {
 		t.Errorf("report: %+v", d)
@@ -381,11 +387,6 @@ func TestLostDisk(t *testing.T) {
 	if s.version("a") != before {
 		t.Error("an object that was as ordered was written")
 	}
-	// An order from before the loss is refused as ever.
-	h.publish(prefix.Desired(s.c), h.document(s.c, 1, nil, entry("web", 1, one, fix)))
-	h.awaitReport(s.c, "an old order to be refused", func(r *bundlefmt.Reported) bool {
-		return r.Refused != nil && strings.Contains(r.Refused.Reason, "older") && r.Serial == 2
-	})
 	// The way back is known as well; its bundle comes from the hub.
 	bad := h.seal(s.configMap("a", "3"), s.stuckWorkload("app"))
 	h.put(s.c, "", bad)
@@ -409,6 +410,47 @@ func TestLostDisk(t *testing.T) {
 	h.order(s.c, 6)
 	s.start()
 	h.awaitReport(s.c, "nothing to run", func(r *bundlefmt.Reported) bool { return r.Serial == 6 && len(r.Deployments) == 0 })
+}
+
+// With only its identity left on the disk, and the API server away, a site hears an old order: it is not acted on, and refused as soon
+// as the cluster's records say how far this site has come. A removal of what is not known yet is not reported as done.
+func TestOldOrderOnAnEmptyDisk(t *testing.T) {
+	h := newHub(t)
+	s := newSite(t, h, "store-1")
+	s.o.Namespace = s.ns
+	api := s.apiLink()
+	s.start()
+	one, two := h.seal(s.configMap("a", "1")), h.seal(s.configMap("a", "2"))
+	h.put(s.c, "", one)
+	h.put(s.c, "", two)
+	h.order(s.c, 1, entry("web", 1, one, fix))
+	h.awaitState(s.c, "web", 1, bundlefmt.Ready)
+	h.order(s.c, 2, entry("web", 2, two, fix))
+	h.awaitState(s.c, "web", 2, bundlefmt.Ready)
+	s.awaitRecord("web", two.Digest)
+	s.halt()
+	h.awaitPresence(s.c, "a goodbye", func(p *bundlefmt.Presence) bool { return !p.Online && p.Reason == "stopped" })
+	identity := filepath.Join(s.o.DataDir, "identity")
+	kept, err := os.ReadFile(identity)
+	if err := errors.Join(err, os.RemoveAll(s.o.DataDir), os.Mkdir(s.o.DataDir, 0o700), os.WriteFile(identity, kept, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	clear(h.reports)
+	h.mu.Unlock()
+	h.publish(prefix.Desired(s.c), h.document(s.c, 1, func(d *bundlefmt.Desired) { d.Remove = []bundlefmt.Removal{{Name: "web", Serial: 1}} }))
+	api.Cut()
+	s.start()
+	h.awaitPresence(s.c, "online", func(p *bundlefmt.Presence) bool { return p.Online })
+	h.awaitReport(s.c, "a report without orders", func(r *bundlefmt.Reported) bool { return r.Serial == 0 })
+	api.Restore()
+	h.awaitReport(s.c, "the old order to be refused", func(r *bundlefmt.Reported) bool {
+		d, ok := of(r, "web")
+		return r.Refused != nil && strings.Contains(r.Refused.Reason, "older") && r.Serial == 2 && ok && d.Serial == 2
+	})
+	s.awaitValue("a", "2")
+	h.order(s.c, 3, entry("web", 3, one, fix))
+	h.awaitState(s.c, "web", 3, bundlefmt.Ready)
 }
 
 // Somebody deletes the records on the cluster: they are made again.

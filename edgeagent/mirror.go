@@ -11,6 +11,7 @@ import (
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/edgeagent/apply"
 	"shoal.dev/shoal/edgeagent/store"
+	"shoal.dev/shoal/internal/mqtt"
 )
 
 // mirror is what the cluster itself has on record of the deployments, for the day on which the disk is lost: the objects of
@@ -18,6 +19,7 @@ import (
 // deleted by that, but nothing that is no longer wanted would be found either.
 type mirror struct {
 	read    bool                        // it was read once; before, nobody knows what runs that is not on disk
+	fresh   bool                        // the disk was empty at the start: documents wait, since an old one would pass for new
 	has     map[string]bundlefmt.Digest // of what it holds, by deployment
 	due     time.Time                   // when it is read again: somebody may have deleted from it
 	retry   time.Time
@@ -27,15 +29,16 @@ type mirror struct {
 
 // mirrored is a record on the cluster.
 type mirrored struct {
-	Workspace string `json:"workspace"`
-	Cluster   string `json:"cluster"`
+	Workspace string           `json:"workspace"`
+	Cluster   string           `json:"cluster"`
+	Trust     bundlefmt.Serial `json:"trust"` // of the trust document in force: an older one is refused by a new disk as well
 	store.Record
 }
 
 // mirrorOf leaves out what changes often and means nothing to a new disk.
 func (s *site) mirrorOf(r store.Record) ([]byte, error) {
 	r.State, r.Since, r.Message, r.Waited, r.Linked = "", time.Time{}, "", 0, false
-	return json.Marshal(mirrored{s.id.Workspace, s.id.Cluster, r})
+	return json.Marshal(mirrored{s.id.Workspace, s.id.Cluster, s.floor.Trust, r})
 }
 
 // keepRecords brings the cluster's records up to date, one request at a time. It says when it wants to be asked again.
@@ -106,6 +109,7 @@ func (s *site) mirrorAct(f func(context.Context) (func(time.Time), error)) {
 			m.retry = now.Add(s.backoff(m.tries))
 			if !m.read && !errors.Is(err, apply.ErrUnavailable) { // an agent that may not read them must do without
 				m.read, m.has, m.due = true, map[string]bundlefmt.Digest{}, now.Add(s.o.Timing.Recheck)
+				s.hear()
 			}
 		})
 	})
@@ -131,9 +135,24 @@ func (s *site) mirrorRead(have map[string][]byte, now time.Time) {
 			}
 			continue
 		case first && !known:
+			s.floor.Trust = max(s.floor.Trust, r.Trust)
 			s.restore(r.Record)
 		}
 		m.has[name] = bundlefmt.Sum(b)
+	}
+	if first {
+		s.hear()
+	}
+}
+
+// hear takes the documents that came before the records were known, the keys first.
+func (s *site) hear() {
+	held := s.waiting
+	s.waiting = map[string][]byte{}
+	for _, topic := range []string{s.o.Prefix.Trust(s.cluster.Workspace), s.o.Prefix.Desired(s.cluster)} {
+		if b, ok := held[topic]; ok {
+			s.receive(mqtt.Message{Topic: topic, Payload: b})
+		}
 	}
 }
 

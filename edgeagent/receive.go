@@ -26,6 +26,13 @@ func isRefusal(err error) bool {
 func (s *site) receive(m mqtt.Message) {
 	p := s.o.Prefix
 	switch m.Topic {
+	case p.Desired(s.cluster), p.Trust(s.cluster.Workspace):
+		if s.mirror.fresh && !s.mirror.read { // how far this site has come is not known yet
+			s.waiting[m.Topic] = m.Payload
+			return
+		}
+	}
+	switch m.Topic {
 	case p.Desired(s.cluster):
 		s.document(m.Topic, m.Payload, s.acceptDesired)
 	case p.Trust(s.cluster.Workspace):

@@ -170,7 +170,7 @@ func (s *site) reported(now time.Time) bundlefmt.Reported {
 	}
 	for name, l := range s.local {
 		rec, recorded := s.records[name]
-		if !recorded && !s.ordered(name) || l.standing.state == "" {
+		if !recorded && !s.ordered(name) && s.mirror.read || l.standing.state == "" {
 			continue
 		}
 		d := bundlefmt.DeploymentReport{Name: name, State: l.standing.state, Message: l.standing.message, Since: l.standing.since}

@@ -119,6 +119,8 @@ func newSite(a *Agent) (*site, error) {
 			s.floor.Desired = max(s.floor.Desired, r.Applied.Serial)
 		}
 	}
+	_, derr := s.store.Desired()
+	s.mirror.fresh = len(s.records) == 0 && derr != nil
 	id, err := s.store.Identity()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

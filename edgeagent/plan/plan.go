@@ -234,6 +234,7 @@ func (d *decision) read() {
 		}
 		for _, r := range s.Desired.Remove {
 			d.removed[r.Name] = r
+			d.names = append(d.names, r.Name)
 		}
 		d.tooMany = tooMany(s)
 	} else {
@@ -257,8 +258,11 @@ func (d *decision) all() []Action {
 		l, known := d.s.Local[name]
 		one := step{decision: d, name: name, l: l}
 		if r, ok := d.removed[name]; ok {
-			if known {
+			switch {
+			case known:
 				out = append(out, one.remove(r)...)
+			case d.s.Unread: // to say nothing of it would mean that it is gone
+				out = append(out, one.wait(time.Time{}, bundlefmt.WaitApplied, unread))
 			}
 			continue
 		}
@@ -275,6 +279,8 @@ func (d *decision) all() []Action {
 	}
 	return out
 }
+
+const unread = "waits for the API server: what ran here before is on record there"
 
 // step decides about one deployment.
 type step struct {
@@ -344,7 +350,7 @@ func (x step) keep(want Release) []Action {
 		return out
 	}
 	if x.s.Unread && x.l.Applied == nil && x.l.Begun == nil {
-		return []Action{x.wait(time.Time{}, bundlefmt.WaitApplied, "waits for the API server: what ran here before is on record there")}
+		return []Action{x.wait(time.Time{}, bundlefmt.WaitApplied, unread)}
 	}
 	if want.Policy.Paused {
 		return x.meanwhile(bundlefmt.Held, fmt.Sprintf("release %d is held: the bundle is paused", want.Serial), time.Time{}, true)
