@@ -156,7 +156,7 @@ func suits(asked, have string) error {
 	}
 	v, err := semver.NewVersion(have)
 	if err != nil {
-		return fmt.Errorf("Chart.yaml: version %q is no semantic version", have)
+		return fmt.Errorf("version %q in Chart.yaml is no semantic version", have)
 	}
 	if !c.Check(v) && asked != have {
 		return fmt.Errorf("the chart is version %s, helm.version asks for %s", have, asked)
