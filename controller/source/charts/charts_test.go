@@ -650,3 +650,32 @@ func versionsOf(list []entry) []string {
 	}
 	return out
 }
+
+// TestBundle goes the whole way: from a directory's fleet.yaml to a Bundle with the chart in it.
+func TestBundle(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, true)
+	s.add(t, "web", "1.0.0", nil)
+	s.add(t, "web", "1.1.0", nil)
+	s.publish(nil)
+	s.user = "me:s3cret"
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "fleet.yaml"), []byte("name: shop\nhelm:\n  chart: web\n  repo: "+s.URL+"/r\n  version: 1.x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := source.Dir(t.Context(), dir, source.Options{Charts: newClient(t, Options{CA: s.ca(), Credentials: []Credential{{Host: s.host(), Username: "me", Password: "s3cret"}}})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := sum(s.files["/r/web-1.1.0.tgz"])
+	var names []string
+	for _, r := range b.Spec.Resources {
+		names = append(names, r.Name)
+	}
+	want := ".charts/web-1.1.0-" + digest[:8]
+	if b.Spec.Helm.Chart != want || b.Spec.Helm.Repo != "" || !slices.Contains(names, want+"/templates/cm.yaml") {
+		t.Errorf("chart %q of repo %q, files %q", b.Spec.Helm.Chart, b.Spec.Helm.Repo, names)
+	}
+	_, err = source.Dir(t.Context(), dir, source.Options{Charts: newClient(t, Options{CA: s.ca()})})
+	wantError(t, err, "fleet.yaml:", "wants credentials")
+}
