@@ -59,7 +59,9 @@ func (a *Applier) Apply(ctx context.Context, d Deployment, previous []Ref) (Resu
 	if err != nil {
 		return r.res, fmt.Errorf("apply %s@%s: %w", d.Name, d.Serial, err)
 	}
-	a.tracked.set(d.Name, inUse(r.objects))
+	if used := inUse(r.objects); len(used) > 0 || len(r.objects) == 0 { // else it was stopped before it looked
+		a.tracked.set(d.Name, used)
+	}
 	a.log.Debug().Str("deployment", d.Name).Stringer("serial", d.Serial).Int("written", len(r.res.Written)).
 		Int("errors", len(r.res.Errors)).Int("pruned", len(r.res.Pruned)).Msg("applied")
 	return r.res, nil

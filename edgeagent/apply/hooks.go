@@ -345,8 +345,11 @@ func (r *removal) sweepKind(ctx context.Context, gk schema.GroupKind) error {
 	for i := range list.Items {
 		ref.Namespace, ref.Name = list.Items[i].Namespace, list.Items[i].Name
 		_, live, f, err := r.d.look(ctx, ref)
-		if live == nil || f != nil || err != nil {
+		if err != nil {
 			return err
+		}
+		if live == nil || f != nil {
+			continue
 		}
 		v := victim{ref, k, live}
 		if !r.keep {

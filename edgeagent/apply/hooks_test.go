@@ -283,3 +283,25 @@ func TestRemovalWithoutTheBundle(t *testing.T) {
 		t.Error("something is left")
 	}
 }
+
+// A chart makes a hook of what was an object, and an object of what was a hook: neither is pruned or left with the mark.
+func TestObjectThatBecomesAHook(t *testing.T) {
+	s := newSite(t)
+	inv := s.apply(s.deployment("x", configMap("app", "1")+"\n---\n"+configMap("swap", "1")), nil).Inventory
+	d := s.hooks(s.deployment("x", configMap("app", "1")), "post-upgrade 0 |"+configMap("swap", "2"))
+	d.Operation = Upgrade
+	inv = s.apply(d, inv).Inventory
+	if u := s.get(configMaps, "swap"); u == nil || !isHook(u) || len(inv) != 1 {
+		t.Fatalf("got %v, inventory %v", u, inv)
+	}
+	if res := s.apply(s.deployment("x", configMap("app", "1")), append(inv, Ref{Version: "v1", Kind: "ConfigMap", Namespace: s.ns, Name: "swap"})); len(res.Pruned) != 0 || s.get(configMaps, "swap") == nil {
+		t.Errorf("the hook was pruned: %v", res.Pruned)
+	}
+	d = s.deployment("x", configMap("app", "1")+"\n---\n"+configMap("swap", "3"))
+	d.Operation = Upgrade
+	inv = s.apply(d, inv).Inventory
+	if u := s.get(configMaps, "swap"); isHook(u) || len(inv) != 2 {
+		t.Errorf("the mark stays: %v, inventory %v", u.GetLabels(), inv)
+	}
+	s.clean(d)
+}
