@@ -33,6 +33,7 @@ type hubOptions struct {
 	prefix        string
 	minKeepAlive  time.Duration
 	staleAfter    time.Duration
+	rollback      time.Duration
 	metricsListen string
 	logLevel      string
 	logFormat     string
@@ -75,6 +76,7 @@ save traffic and work after a restart and may be lost.`,
 	f.StringVar(&o.prefix, "topic-prefix", string(topics.Default), "start of every topic; agents must use the same")
 	f.DurationVar(&o.minKeepAlive, "min-keep-alive", 30*time.Second, "shortest keep-alive granted to clients; a lost link shows after 1.5 times the keep-alive")
 	f.DurationVar(&o.staleAfter, "stale-after", 14*24*time.Hour, "time without news from the hub after which a site reports Stale (it goes on as before); 0: never")
+	f.DurationVar(&o.rollback, "default-rollback", 0, "time in which a release has to be ready, unless its bundle is atomic and says so itself; then sites go back to the release before; 0: they do not")
 	f.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9090", "address of /metrics and /healthz; empty: not served")
 	f.StringVar(&o.logLevel, "log-level", "info", logging.LevelHelp)
 	f.StringVar(&o.logFormat, "log-format", "auto", logging.FormatHelp)
@@ -94,7 +96,7 @@ func runHub(ctx context.Context, config *rest.Config, o hubOptions, log zerolog.
 	}
 	registry := prometheus.NewRegistry()
 	hub, err := controller.New(ctx, controller.Options{
-		Kubernetes: config, Namespace: o.namespace, Prefix: prefix, StaleAfter: o.staleAfter, MetricsListen: o.metricsListen, Registry: registry, Log: log,
+		Kubernetes: config, Namespace: o.namespace, Prefix: prefix, StaleAfter: o.staleAfter, DefaultRollback: o.rollback, MetricsListen: o.metricsListen, Registry: registry, Log: log,
 		RenderedDir: filepath.Join(o.dataDir, "rendered"),
 	})
 	if err != nil {
