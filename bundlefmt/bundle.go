@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -59,9 +61,9 @@ func NewObject(data []byte) (Object, error) {
 	return Object{Ref: ref, JSON: canon}, nil
 }
 
-// ObjectOf is NewObject for an object that is decoded already: maps, slices, strings, whole numbers, booleans and nil.
+// ObjectOf is NewObject for an object that is decoded already: maps, slices, strings, int64, booleans and nil.
 func ObjectOf(v map[string]any) (Object, error) {
-	canon, err := encodeCanonical(v)
+	canon, err := appendCanonical(nil, v)
 	if err != nil {
 		return Object{}, err
 	}
@@ -77,6 +79,76 @@ func ObjectOf(v map[string]any) (Object, error) {
 		return Object{}, err
 	}
 	return Object{Ref: ref, JSON: canon}, nil
+}
+
+// appendCanonical writes what encodeCanonical writes, without reflection.
+func appendCanonical(b []byte, v any) ([]byte, error) {
+	var err error
+	switch v := v.(type) {
+	case nil:
+		return append(b, "null"...), nil
+	case bool:
+		return strconv.AppendBool(b, v), nil
+	case int64:
+		return strconv.AppendInt(b, v, 10), nil
+	case string:
+		return appendString(b, v)
+	case []any:
+		b = append(b, '[')
+		for i, e := range v {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			if b, err = appendCanonical(b, e); err != nil {
+				return nil, err
+			}
+		}
+		return append(b, ']'), nil
+	case map[string]any:
+		keys := make([]string, 0, len(v))
+		for k := range v {
+			keys = append(keys, k)
+		}
+		slices.Sort(keys)
+		b = append(b, '{')
+		for i, k := range keys {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			if b, err = appendString(b, k); err != nil {
+				return nil, err
+			}
+			if b, err = appendCanonical(append(b, ':'), v[k]); err != nil {
+				return nil, err
+			}
+		}
+		return append(b, '}'), nil
+	}
+	return nil, fmt.Errorf("%w: object holds a %T", ErrMalformed, v)
+}
+
+func appendString(b []byte, s string) ([]byte, error) {
+	start := len(b)
+	b = append(b, '"')
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		case c == '\n':
+			b = append(b, '\\', 'n')
+		case c >= ' ' && c <= '~':
+			b = append(b, c)
+		default: // what is rare or more than a byte
+			var buf bytes.Buffer
+			enc := json.NewEncoder(&buf)
+			enc.SetEscapeHTML(false)
+			if err := enc.Encode(s); err != nil {
+				return nil, fmt.Errorf("encode object: %w", err)
+			}
+			return append(b[:start], bytes.TrimSuffix(buf.Bytes(), []byte("\n"))...), nil
+		}
+	}
+	return append(b, '"'), nil
 }
 
 func encodeCanonical(v map[string]any) ([]byte, error) {

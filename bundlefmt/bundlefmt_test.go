@@ -455,3 +455,30 @@ func TestWorst(t *testing.T) {
 		}
 	}
 }
+
+// TestObjectOf: an object that is decoded already becomes the same as from JSON.
+func TestObjectOf(t *testing.T) {
+	const text = `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a","labels":{"b":null,"a":"<&>\u2028é\t\"\\\n\u0001","":"\u007f"}},"n":[-9223372036854775808,0,true,false,[],{}]}`
+	want, err := NewObject([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v map[string]any
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatal(err)
+	}
+	v["n"].([]any)[0], v["n"].([]any)[1] = int64(-9223372036854775808), int64(0)
+	got, err := ObjectOf(v)
+	if err != nil || got.Ref != want.Ref || string(got.JSON) != string(want.JSON) {
+		t.Errorf("got  %s %v\nwant %s", got.JSON, err, want.JSON)
+	}
+	v["n"] = 1.5
+	if _, err := ObjectOf(v); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a float: %v", err)
+	}
+	delete(v, "n")
+	delete(v, "kind")
+	if _, err := ObjectOf(v); !errors.Is(err, ErrMalformed) {
+		t.Errorf("no kind: %v", err)
+	}
+}

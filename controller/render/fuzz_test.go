@@ -108,7 +108,7 @@ func sameAsLibrary(t *testing.T, text string) bool {
 	if string(got) != string(want) {
 		t.Fatalf("%q\nlibrary %s\nhere    %s", text, want, got)
 	}
-	if d, ok := quickDocument([]byte(text)); ok {
+	if d, ok := quickDocument(text); ok {
 		objs, err := objects(nil, want, 0)
 		if err != nil || len(objs) != 1 || string(objs[0].JSON) != string(d.objects[0].JSON) || objs[0].Ref != d.objects[0].Ref {
 			t.Fatalf("%q is the object %s here, but the library says %v, %v", text, d.objects[0].JSON, objs, err)

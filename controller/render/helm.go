@@ -352,7 +352,7 @@ func (r *rendering) addTemplate(name, text string) error {
 		for i, text := range texts {
 			one, err := r.memory.read(helmDocument, text, func() ([]document, error) {
 				// With the end of line that cutting took: a text in its last line has one, as Helm's manifests do.
-				d, err := parseDocument([]byte(text+"\n"), false)
+				d, err := parseDocument(text+"\n", false)
 				return []document{d}, err
 			})
 			if err != nil {

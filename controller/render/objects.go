@@ -105,7 +105,7 @@ func (r *rendering) addYAML(origin string, data []byte, strict bool) error {
 		var out []document
 		docs := documents(data)
 		for i, doc := range docs {
-			d, err := parseDocument(doc, strict)
+			d, err := parseDocument(string(doc), strict)
 			if err != nil {
 				return nil, fmt.Errorf("%s%w", where(origin, i, len(docs)), err)
 			}
@@ -146,11 +146,11 @@ type document struct {
 func (d document) isHook() bool { _, ok := d.annotations[hookAnnotation]; return ok }
 
 // parseDocument reads one YAML document; an empty one holds nothing. Errors begin with ": " or the place in the document.
-func parseDocument(doc []byte, strict bool) (document, error) {
+func parseDocument(doc string, strict bool) (document, error) {
 	if d, ok := quickDocument(doc); ok {
 		return d, nil
 	}
-	js, err := toJSON(doc, strict)
+	js, err := toJSON([]byte(doc), strict)
 	if err != nil {
 		return document{}, fmt.Errorf(": %w", err)
 	}
@@ -175,8 +175,8 @@ func parseDocument(doc []byte, strict bool) (document, error) {
 
 // quickDocument reads a document of one object that is written simply, as nearly all are. It leaves all others to those who
 // say better what is wrong with them.
-func quickDocument(doc []byte) (document, bool) {
-	v, ok := quickYAML(string(doc))
+func quickDocument(doc string) (document, bool) {
+	v, ok := quickYAML(doc)
 	if !ok {
 		return document{}, false
 	}

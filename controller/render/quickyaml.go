@@ -10,7 +10,7 @@ import (
 // line, in ASCII. It gives up at all else, and at all that could be anything but what it seems; then the YAML library reads
 // the document. Whatever it reads, it must read as the library does: FuzzQuickYAML compares.
 func quickYAML(doc string) (v map[string]any, ok bool) {
-	q := quick{ok: true}
+	q := quick{ok: true, lines: make([]quickLine, 0, strings.Count(doc, "\n")+1)}
 	for len(doc) > 0 {
 		line, rest, more := strings.Cut(doc, "\n")
 		doc = rest

@@ -24,6 +24,12 @@
 // Test hooks are left out. A hook that a chart writes once for each event is one hook of several events. Next to a
 // kustomization hooks stay as the chart made them: Helm gives them to no post-renderer either.
 //
+// # Values of sites
+//
+// helm.valuesFrom names values that never leave a site. What a chart only inserts becomes a token in the objects, and
+// Handling.SiteValues says where the value comes from; everything that a chart compares, changes, makes a name of or does not use
+// is fixed, and so are numbers, lists and values without a default. See sitevalues.go for how that is found out.
+//
 // # What a bundle cannot do
 //
 // Charts and kustomizations come from tenants. Rendering reads nothing but the Input: no network, no files, no commands,
