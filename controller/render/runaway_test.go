@@ -31,7 +31,7 @@ func TestRunaway(t *testing.T) {
 	do := func(name, want string) {
 		t.Helper()
 		limit := c.o.Timeout
-		if end[name] == nil {
+		if want == "" {
 			c.o.Timeout = time.Hour
 		}
 		_, err := c.Render(bundle(name))
@@ -50,9 +50,7 @@ func TestRunaway(t *testing.T) {
 	do("third", "nothing new is rendered while 4 bundles (endless-a among them)")
 	do("known", "")
 
-	ended := end["endless-a"]
-	end["endless-a"] = nil // no rendering begins meanwhile
-	close(ended)
+	close(end["endless-a"])
 	for c.held(bundle("third")) != nil {
 		time.Sleep(time.Millisecond)
 	}
