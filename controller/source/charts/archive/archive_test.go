@@ -20,7 +20,7 @@ const meta = "apiVersion: v2\nname: web\nversion: 1.2.3+b4\n"
 func pack(t testing.TB, entries ...any) []byte {
 	t.Helper()
 	var buf bytes.Buffer
-	zw := gzip.NewWriter(&buf)
+	zw, _ := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
 	tw := tar.NewWriter(zw)
 	for i := 0; i < len(entries); i += 2 {
 		h, ok := entries[i].(tar.Header)
@@ -76,8 +76,8 @@ func TestRefused(t *testing.T) {
 	}
 	zeros := strings.Repeat("\x00", 7<<20)
 	long := strings.Repeat("d/", maxPath/2) + "f"
-	pax := make([]any, 0, 200)
-	for i := range 100 { // hidden bulk: not in files, but in headers
+	pax := make([]any, 0, 90)
+	for i := range 45 { // hidden bulk: not in files, but in headers
 		pax = append(pax, tar.Header{Name: fmt.Sprintf("web/%d", i), Typeflag: tar.TypeReg, PAXRecords: map[string]string{"SHOAL.x": zeros[:1000<<10]}}, "")
 	}
 	for _, tt := range []struct {
@@ -107,7 +107,7 @@ func TestRefused(t *testing.T) {
 		{"large file", pack(t, "web/Chart.yaml", meta, "web/x", zeros+zeros), "the limit is 8388608"},
 		{"bomb", pack(t, "web/1", zeros, "web/2", zeros, "web/3", zeros, "web/4", zeros), "more than 25165824 bytes in all"},
 		{"bomb of headers", pack(t, pax...), "it unpacks to more than"},
-		{"bomb behind the end", append(pack(t, "web/Chart.yaml", meta), zip(t, 64<<20)...), "it unpacks to more than"},
+		{"bomb behind the end", append(pack(t, "web/Chart.yaml", meta), zip(t, 44<<20)...), "it unpacks to more than"},
 		{"large archive", slices.Concat(good, make([]byte, MaxPacked)), "the limit is 16777216"},
 		{"no directory", pack(t, "Chart.yaml", meta), "Chart.yaml is not in a directory"},
 		{"no chart", pack(t, "web/values.yaml", ""), "there is no Chart.yaml"},
@@ -131,7 +131,7 @@ func TestRefused(t *testing.T) {
 // zip is n zero bytes.
 func zip(t testing.TB, n int64) []byte {
 	var buf bytes.Buffer
-	zw := gzip.NewWriter(&buf)
+	zw, _ := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
 	if _, err := zw.Write(make([]byte, n)); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, isTar bool) {
 		if isTar {
 			var buf bytes.Buffer
-			zw := gzip.NewWriter(&buf)
+			zw, _ := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
 			_, _ = zw.Write(data)
 			_ = zw.Close()
 			data = buf.Bytes()
