@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -149,6 +150,9 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 		return none, err
 	}
 	msg, err := h.Publisher.Desired(ctx, id, doc)
+	if limit := (*bundlefmt.LimitError)(nil); errors.As(err, &limit) {
+		return problem{"DocumentTooLarge", fmt.Sprintf("what is ordered for this cluster does not fit one message, it keeps what it has: %v; give it fewer bundles, dependencies or windows", limit)}, nil
+	}
 	if err != nil {
 		return none, err
 	}
