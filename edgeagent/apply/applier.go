@@ -111,6 +111,7 @@ type Applier struct {
 	removing map[string]leaving // removals under way
 	scalers  map[string]rememberedScalers
 	health   healthPrograms
+	hidden   map[id]map[string]bool // where values of the site are
 }
 
 // id is a Ref without its version: the same object whatever version it was written in.
@@ -121,7 +122,7 @@ func idOf(r Ref) id { return id{r.Group, r.Kind, r.Namespace, r.Name} }
 // New prepares clients for the cluster that cfg names; it sends nothing. cfg is not changed.
 func New(cfg *rest.Config, o Options, log zerolog.Logger) (*Applier, error) {
 	a := &Applier{o: o, log: log.With().Str("component", "apply").Logger(), verified: map[id]verdict{},
-		accounts: map[string]dynamic.Interface{}, was: map[string]int{}, removing: map[string]leaving{}, scalers: map[string]rememberedScalers{}}
+		accounts: map[string]dynamic.Interface{}, was: map[string]int{}, removing: map[string]leaving{}, scalers: map[string]rememberedScalers{}, hidden: map[id]map[string]bool{}}
 	c := rest.CopyConfig(cfg)
 	c.UserAgent = FieldManager
 	c.Timeout = 0 // would end watches; every other request has requestTimeout

@@ -22,6 +22,7 @@ type object struct {
 	fail *Finding                   // set: nothing more is done with it in this pass
 
 	filled map[string]bool   // paths, in the form of [loose], that hold values of the site
+	hidden map[string]bool   // the same, and those that held them before
 	asked  [sha256.Size]byte // see [asked]
 	known  bool              // ready and as wanted, as the watch knows; live is nil then
 }
@@ -141,6 +142,7 @@ func (a *Applier) decodeAll(ctx context.Context, p *pass) (objects []*object, ho
 	for i, o := range p.d.Objects {
 		obj := decode(o, p.d.Name)
 		site.fill(obj)
+		a.hide(obj)
 		spec, ok := hook1[i]
 		if !ok {
 			objects = append(objects, obj)

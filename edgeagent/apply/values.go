@@ -271,9 +271,25 @@ func (f *filling) has(s string) bool {
 // loose is a path in which every element of a list is "*".
 func loose(path, step string) string { return path + "/" + strings.ReplaceAll(step, "/", "~1") }
 
+// hide notes where an object holds values of the site, now or by an earlier release: that may still be on the cluster.
+func (a *Applier) hide(o *object) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key := id{o.ref.Group, o.ref.Kind, o.ref.Namespace, o.ref.Name}
+	known := a.hidden[key]
+	if len(o.filled) > 0 {
+		if known == nil {
+			known = map[string]bool{}
+			a.hidden[key] = known
+		}
+		maps.Copy(known, o.filled)
+	}
+	o.hidden = maps.Clone(known)
+}
+
 // touches: the change is at, in, or around something that the site filled in.
 func (o *object) touches(c change) bool {
-	for p := range o.filled {
+	for p := range o.hidden {
 		if p == c.loose || strings.HasPrefix(p, c.loose+"/") || strings.HasPrefix(c.loose, p+"/") {
 			return true
 		}

@@ -104,6 +104,11 @@ func TestSiteValuesAreFilledInAndFollowed(t *testing.T) {
 	// An object that is missing altogether is created with the values, and one whose list of keys differs shows none.
 	s.edit(configMaps, "app", `{"data":null}`)
 	text += fmt.Sprint(s.check(d))
+	// A release that says it itself: the site's value is still there, and not shown.
+	s.apply(d, res.Inventory)
+	plain := s.deployment("app", strings.NewReplacer("TOKEN1", "x", "TOKEN2", "y").Replace(filled))
+	text += fmt.Sprint(s.check(plain))
+	s.apply(plain, res.Inventory)
 	if both := text + log.String(); strings.Contains(both, "s3cr3t") || strings.Contains(both, "db.site") || strings.Contains(both, base64.StdEncoding.EncodeToString([]byte("db://app:s3cr"))[:12]) {
 		t.Errorf("a value of the site is said:\n%s", both)
 	}
