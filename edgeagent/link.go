@@ -68,7 +68,10 @@ func (a *Agent) link(ctx context.Context, s *site) {
 	})
 	wg.Go(func() { s.sendEvents(ctx, c) })
 	<-ctx.Done()
-	if c.Up() {
+	// The hub may have heard of a connection that is not up yet on this side: it hears of its end as well.
+	soon, cancel := context.WithTimeout(run, 500*time.Millisecond)
+	defer cancel()
+	if c.AwaitUp(soon) == nil {
 		bye, cancel := context.WithTimeout(run, 1500*time.Millisecond)
 		defer cancel()
 		if err := c.Publish(bye, goodbye()); err != nil {
