@@ -7,14 +7,11 @@ import (
 	"sync"
 
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/topics"
 )
-
-type intOrString = intstr.IntOrString
 
 // writeStatus writes a status once, and only if it changed.
 func (h *Hub) writeStatus(ctx context.Context, before, after client.Object) error {

@@ -171,7 +171,7 @@ func TestURL(t *testing.T) {
 		{"/web.tgz?checksum=sha256:" + strings.Repeat("0", 64), "", "", "wrong digest: it must be sha256:0000"},
 		{"/web.tgz?checksum=md5:00", "", "", `checksum "md5:00" is not supported`},
 		{"/src.tar.gz//web/charts/inner", "", "4.0.0", ""},
-		{"/src.tar.gz//web/none", "", "", "directory web/none of the archive: Chart.yaml is missing"},
+		{"/src.tar.gz//web/none", "", "", "directory web/none of the archive: no Chart.yaml in it"},
 		{"/encoded.tgz", "", "1.2.3", ""},
 		{"/bomb.tgz", "", "", "more than 25165824 bytes in all"},
 		{"/out.tgz", "", "", "leads out of the chart"},

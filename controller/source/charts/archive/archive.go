@@ -80,20 +80,20 @@ func Sub(files map[string][]byte, dir string) (Chart, error) {
 // Meta returns name and version that a Chart.yaml says.
 func Meta(chartYAML []byte) (name, version string, err error) {
 	if chartYAML == nil {
-		return "", "", errors.New("Chart.yaml is missing")
+		return "", "", errors.New("no Chart.yaml in it")
 	}
 	var m struct {
 		Name    string `json:"name"`
 		Version string `json:"version"`
 	}
 	if err := yaml.Unmarshal(chartYAML, &m); err != nil {
-		return "", "", fmt.Errorf("Chart.yaml: %s", strings.Join(strings.Fields(err.Error()), " "))
+		return "", "", fmt.Errorf("in Chart.yaml: %s", strings.Join(strings.Fields(err.Error()), " "))
 	}
 	if !ValidName(m.Name) {
-		return "", "", fmt.Errorf("Chart.yaml: name %q: use letters, digits, '.', '_' and '-'", m.Name)
+		return "", "", fmt.Errorf("in Chart.yaml: name %q: use letters, digits, '.', '_' and '-'", m.Name)
 	}
 	if _, err := semver.NewVersion(m.Version); err != nil {
-		return "", "", fmt.Errorf("Chart.yaml: version %q is no semantic version such as 1.2.3", m.Version)
+		return "", "", fmt.Errorf("in Chart.yaml: version %q is no semantic version such as 1.2.3", m.Version)
 	}
 	return m.Name, m.Version, nil
 }
