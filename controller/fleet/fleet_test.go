@@ -67,7 +67,7 @@ func TestPresence(t *testing.T) {
 	if got := f.Get(f.c).LinkSince; !got.Equal(start.Add(2 * time.Second)) {
 		t.Errorf("offline since %v", got)
 	}
-	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: bundlefmt.Version}, false, start.Add(3*time.Second)) // it speaks, so it is there
+	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: 1}, false, start.Add(3*time.Second)) // it speaks, so it is there
 	f.link(Online)
 }
 
@@ -75,7 +75,7 @@ func TestPresence(t *testing.T) {
 func TestOnlineFromBefore(t *testing.T) {
 	f := newFixture(t)
 	f.presence(true, "aa", true, start)
-	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: bundlefmt.Version}, true, start)
+	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: 1}, true, start)
 	f.link(Unknown)
 	if ask := f.Tick(start, start.Add(time.Second)); len(ask) != 0 {
 		t.Errorf("asked at once: %v", ask)
@@ -88,7 +88,7 @@ func TestOnlineFromBefore(t *testing.T) {
 	}
 	f.Tick(start, start.Add(giveUp+time.Second))
 	f.link(Offline)
-	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: bundlefmt.Version}, false, start.Add(giveUp+2*time.Second))
+	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: 1}, false, start.Add(giveUp+2*time.Second))
 	f.link(Online)
 }
 
@@ -151,7 +151,7 @@ func TestAssignTellsOnlyNews(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	f := newFixture(t)
 	f.presence(true, "aa", false, start)
-	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: bundlefmt.Version, Deployments: []bundlefmt.DeploymentReport{{Name: "a", State: bundlefmt.Ready}, {Name: "b", State: bundlefmt.Ready}, {Name: "c", State: bundlefmt.ErrApplied}}}, false, start)
+	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: 1, Deployments: []bundlefmt.DeploymentReport{{Name: "a", State: bundlefmt.Ready}, {Name: "b", State: bundlefmt.Ready}, {Name: "c", State: bundlefmt.ErrApplied}}}, false, start)
 	want := `
 # HELP shoal_clusters Clusters by link.
 # TYPE shoal_clusters gauge
