@@ -39,6 +39,9 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
+	if readings(files, dir, map[string]int{}) > maxReadings {
+		return fmt.Errorf("kustomize %s: its files would be read more than %d times, since directories name others again and again: name each of them once", dir, maxReadings)
+	}
 	// Files may come from anywhere in the bundle: there is nothing else in this file system. No plugins.
 	o := krusty.MakeDefaultOptions()
 	o.LoadRestrictions = types.LoadRestrictionsNone
@@ -57,6 +60,37 @@ func build(o *krusty.Options, mem filesys.FileSystem, dir string) ([]byte, error
 		return nil, err
 	}
 	return m.AsYaml()
+}
+
+// maxReadings is how many files a build may read, those that it reads twice counted twice. It is more than a bundle has files.
+const maxReadings = 10_000
+
+// readings counts the files that a build reads for a directory. known holds what is counted already; a directory in which the
+// count is just now is a circle, of which kustomize says more.
+func readings(files map[string][]byte, dir string, known map[string]int) int {
+	if n, ok := known[dir]; ok {
+		return n
+	}
+	known[dir] = 0
+	n := 1
+	var m map[string]any
+	_ = yaml.Unmarshal(files[kustomizationFile(files, dir)], &m) // what is wrong with it, kustomize says
+	for field, v := range m {
+		if !oneOf(field, "resources", "bases", "components", "generators", "transformers", "validators") {
+			continue
+		}
+		list, _ := v.([]any)
+		for _, e := range list {
+			name, _ := e.(string)
+			if at := path.Join(dir, name); kustomizationFile(files, at) != "" {
+				n = min(n+readings(files, at, known), maxReadings+1)
+			} else {
+				n = min(n+1, maxReadings+1)
+			}
+		}
+	}
+	known[dir] = n
+	return n
 }
 
 // kustomizationFile is the name of the kustomization in a directory, or "".
@@ -89,11 +123,17 @@ func withResource(files map[string][]byte, dir string, extra []object) (map[stri
 	if k == nil {
 		k = map[string]any{}
 	}
-	list, ok := k["resources"].([]any)
-	if !ok && k["resources"] != nil {
+	field := "resources"
+	for f := range k {
+		if strings.EqualFold(f, field) {
+			field = f
+		}
+	}
+	list, ok := k[field].([]any)
+	if !ok && k[field] != nil {
 		return nil, fmt.Errorf("%s: resources must be a list", kfile)
 	}
-	k["resources"] = append(list, name)
+	k[field] = append(list, name)
 	changed, err := yaml.Marshal(k)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", kfile, err)
@@ -131,10 +171,19 @@ func checkKustomizeFile(name string, data []byte) error {
 		if err := checkPaths(m, ""); err != nil {
 			return err
 		}
-		for _, field := range []string{"openapi", "helmCharts", "helmChartInflationGenerator"} {
-			if _, ok := m[field]; ok && own {
+		if !own {
+			continue
+		}
+		fields := map[string]bool{}
+		for field := range m {
+			if oneOf(field, "openapi", "helmCharts", "helmChartInflationGenerator") {
 				return fmt.Errorf("%s is not supported: render the chart with the bundle's helm options", field)
 			}
+			folded := strings.ToLower(strings.ToUpper(field))
+			if fields[folded] {
+				return fmt.Errorf("%s stands there twice: kustomize does not look at upper and lower case", field)
+			}
+			fields[folded] = true
 		}
 	}
 	return nil
@@ -163,15 +212,15 @@ func checkPaths(v any, at string) error {
 
 func checkPath(s, at string) error {
 	const msg = "%s: %q is remote: nothing is fetched while rendering, copy it into the bundle"
-	switch at {
-	case "resources", "bases", "components", "generators", "transformers", "validators":
+	switch {
+	case oneOf(at, "resources", "bases", "components", "generators", "transformers", "validators"):
 		if strings.Contains(s, "\n") { // written in place: a document of its own
 			return checkInline(s)
 		}
 		if looksRemote(s) {
 			return fmt.Errorf(msg, at, s)
 		}
-	case "crds", "configurations", "path", "paths", "files", "env", "envs", "patchesStrategicMerge":
+	case oneOf(at, "crds", "configurations", "path", "paths", "files", "env", "envs", "patchesStrategicMerge"):
 		if strings.Contains(s, "\n") {
 			return nil
 		}
@@ -183,6 +232,11 @@ func checkPath(s, at string) error {
 		}
 	}
 	return nil
+}
+
+// oneOf compares names of fields as kustomize reads them: whatever their case.
+func oneOf(field string, names ...string) bool {
+	return slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(field, n) })
 }
 
 func checkInline(s string) error {
