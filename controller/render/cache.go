@@ -35,13 +35,15 @@ type CacheOptions struct {
 // the same time render once.
 //
 // A rendering that takes too long is given up, but it cannot be stopped. Its bundle is refused until it ends; when there are
-// several such, all that is not known yet is refused, so that tenants cannot take all of the hub's time.
+// several such, all that is not known yet is refused, so that tenants cannot take all of the hub's time. One that ends the
+// process, again and again, is left alone for a while, if there is a directory to remember it in.
 type Cache struct {
 	o       CacheOptions
 	flight  singleflight.Group
 	results *lru[[32]byte, Result]
 	memory  *memory
 	disk    *disk // nil: none
+	begun   suspects
 	turns   chan struct{}
 	run     func(Input, *memory) (Result, error)
 	renders atomic.Uint64
@@ -64,6 +66,8 @@ func NewCache(o CacheOptions) (*Cache, error) {
 		if c.disk, err = openDisk(o.Dir, o.DiskSize); err != nil {
 			return nil, err
 		}
+		c.begun = suspects{dir: o.Dir, active: map[[32]byte]int{}}
+		c.begun.forget(time.Now())
 	}
 	return c, nil
 }
@@ -121,6 +125,10 @@ func (c *Cache) render(in Input) (Result, error) {
 		return Result{}, err
 	}
 	c.turns <- struct{}{} // a rendering needs a processor and much memory
+	if err := c.begun.begin(in.ResourcesKey, in.Name, time.Now()); err != nil {
+		<-c.turns
+		return Result{}, err
+	}
 	c.renders.Add(1)
 	type answer struct {
 		r   Result
@@ -129,6 +137,7 @@ func (c *Cache) render(in Input) (Result, error) {
 	done := make(chan answer, 1)
 	go func() {
 		r, err := c.run(in, c.memory)
+		c.begun.end(in.ResourcesKey)
 		done <- answer{r, err}
 	}()
 	timer := time.NewTimer(c.o.Timeout)

@@ -73,6 +73,9 @@ func load(files map[string][]byte) (*loaded, error) {
 	if err := checkChart(c); err != nil {
 		return nil, fmt.Errorf("chart %s: %w", c.Name(), err)
 	}
+	if err := checkTemplates(c); err != nil {
+		return nil, err
+	}
 	l := &loaded{chart: c, foreignSchema: checkSchemas(c), functions: map[*chart.File][]string{}}
 	l.findFunctions(c)
 	return l, nil
@@ -157,6 +160,24 @@ func (e entry) Mode() fs.FileMode {
 		return fs.ModeDir
 	}
 	return 0
+}
+
+// maxActions is how many {{ a template may have. Reading blocks that stand in each other takes stack, and more of it than there
+// is ends the hub.
+const maxActions = 100_000
+
+func checkTemplates(c *chart.Chart) error {
+	for _, t := range c.Templates {
+		if n := bytes.Count(t.Data, []byte("{{")); n > maxActions {
+			return fmt.Errorf("%s: a template with %d actions, the limit is %d", path.Join(c.ChartFullPath(), t.Name), n, maxActions)
+		}
+	}
+	for _, d := range c.Dependencies() {
+		if err := checkTemplates(d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkChart refuses charts that cannot be installed.

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/target"
 )
 
 // Kustomize reads field names whatever their case: what looks for addresses must as well, or a tenant lets the hub fetch what it likes.
@@ -74,5 +75,31 @@ func TestKustomizeDoublingIsRefused(t *testing.T) {
 	_, err := Render(Input{Name: "a", Resources: files})
 	if err == nil || !strings.Contains(err.Error(), "would be read more than") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// With templating: all the chart is loaded once for all clusters, so nothing of one cluster may be in it.
+func TestTemplatingKeepsClustersApart(t *testing.T) {
+	t.Parallel()
+	c, err := NewCache(CacheOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := Input{Name: "a", Resources: []v1alpha1.BundleResource{
+		{Name: "kustomization.yaml", Content: "namePrefix: ${ .ClusterName }-\n"},
+		{Name: "Chart.yaml", Content: "apiVersion: v2\nname: a\nversion: 1.0.0\n"},
+		{Name: "config/x.yaml", Content: "site: ${ .ClusterName }\n"},
+		{Name: "templates/a.yaml", Content: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {x: {{ .Files.Get \"config/x.yaml\" | quote }}}\n"},
+	}}
+	for _, name := range []string{"north", "south"} {
+		in.Vars = target.NewVars(target.Cluster{Name: name})
+		r, err := c.Render(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const want = `"x":"site: ${ .ClusterName }\n"`
+		if js := string(r.Bundle.Objects()[0].JSON); !strings.Contains(js, want) || !strings.Contains(js, name+"-a") {
+			t.Errorf("%s: want %s in %s", name, want, js)
+		}
 	}
 }

@@ -34,7 +34,8 @@
 //
 // Charts and kustomizations come from tenants. Rendering reads nothing but the Input: no network, no files, no commands,
 // no cluster (lookup returns nothing, said in Result.Notes). Sizes, counts, nesting and YAML aliases are limited, and Cache limits
-// the time. What is not limited is the memory of a Helm template while it runs.
+// the time. What is not limited is the memory of a Helm template while it runs: what ends the process is not tried for ever, see
+// suspects.
 package render
 
 import (
@@ -360,7 +361,7 @@ func (r *rendering) engines() error {
 	}
 	switch {
 	case isChart && isKustomize:
-		if err := r.helm(chart, func() map[string][]byte { return below(r.files, chart) }); err != nil {
+		if err := r.helm(chart, func() map[string][]byte { return below(r.sources.files, chart) }); err != nil {
 			return err
 		}
 		var hooks, extra []object
@@ -374,7 +375,7 @@ func (r *rendering) engines() error {
 		r.objs = hooks
 		return r.kustomize(kdir, extra)
 	case isChart:
-		return r.helm(chart, func() map[string][]byte { return below(r.files, chart) })
+		return r.helm(chart, func() map[string][]byte { return below(r.sources.files, chart) })
 	case isKustomize:
 		return r.kustomize(kdir, nil)
 	}

@@ -60,3 +60,25 @@ func TestRunaway(t *testing.T) {
 		close(end[name])
 	}
 }
+
+// TestNestedTemplates: a template of a few kilobytes, packed, in which a million blocks stand in each other, would end the hub.
+func TestNestedTemplates(t *testing.T) {
+	t.Parallel()
+	for name, dir := range map[string]string{"of the chart": "", "of a subchart": "charts/sub/"} {
+		files := []v1alpha1.BundleResource{
+			{Name: "Chart.yaml", Content: "apiVersion: v2\nname: a\nversion: 1.0.0\n"},
+			{Name: dir + "templates/a.yaml", Content: strings.Repeat("{{if 1}}", 1_000_000)},
+		}
+		if dir != "" {
+			files = append(files, v1alpha1.BundleResource{Name: dir + "Chart.yaml", Content: "apiVersion: v2\nname: sub\nversion: 1.0.0\n"})
+		}
+		_, err := Render(Input{Name: "a", Resources: files})
+		if err == nil || !strings.Contains(err.Error(), "1000000 actions, the limit is 100000") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	_, err := Render(Input{Name: "a", Resources: []v1alpha1.BundleResource{{Name: "templates/a.yaml", Content: strings.Repeat("{{if 1}}", 1_000_000)}}})
+	if err == nil || !strings.Contains(err.Error(), "actions, the limit is") {
+		t.Errorf("of plain YAML: got %v", err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"sigs.k8s.io/yaml"
 
@@ -22,22 +23,24 @@ const oldLabel = "global.fleet.clusterLabels."
 // Vars is what templates of one cluster see. With templating: all, plain manifests and kustomize files are expanded with it.
 type Vars struct {
 	cluster Cluster
-	key     string
+
+	once sync.Once
+	key  string
 }
 
 // NewVars returns what templates see of a cluster.
 func NewVars(c Cluster) *Vars { return &Vars{cluster: c} }
 
-// Key identifies everything that a template could read: equal keys, equal results.
+// Key identifies everything that a template could read: equal keys, equal results. Safe for concurrent use.
 func (v *Vars) Key() string {
-	if v.key == "" {
+	v.once.Do(func() {
 		b, err := json.Marshal(v.data())
 		if err != nil {
 			b = fmt.Append(nil, v.data()) // cannot be stored in Kubernetes, so cannot come from there; fmt sorts maps too
 		}
 		sum := sha256.Sum256(b)
 		v.key = hex.EncodeToString(sum[:])
-	}
+	})
 	return v.key
 }
 

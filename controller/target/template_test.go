@@ -3,6 +3,7 @@ package target_test
 import (
 	"encoding/json"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -169,4 +170,19 @@ func BenchmarkSelect(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(clusters)), "ns/cluster")
 		})
 	}
+}
+
+// TestVarsKeyConcurrently: the race detector would see a write without a lock.
+func TestVarsKeyConcurrently(t *testing.T) {
+	v := target.NewVars(fleet(1)[0])
+	want := target.NewVars(fleet(1)[0]).Key()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if got := v.Key(); got != want {
+				t.Errorf("key %s, want %s", got, want)
+			}
+		})
+	}
+	wg.Wait()
 }
