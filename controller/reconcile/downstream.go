@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/api/v1alpha1"
@@ -53,6 +54,9 @@ func (p *pass) readDownstream(ctx context.Context, r v1alpha1.DownstreamResource
 		if there {
 			content[k] = v
 		}
+	}
+	if why := validation.IsDNS1123Subdomain(r.Name); len(why) > 0 { // asking for it would fail for ever, and no status would say so
+		return o, fmt.Errorf("downstreamResources: %s %.80q is no name of an object: use lower case letters, digits, '-' and '.'", r.Kind, r.Name), nil
 	}
 	plural := ""
 	switch r.Kind {

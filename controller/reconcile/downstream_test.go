@@ -32,3 +32,18 @@ func TestDownstreamForbidden(t *testing.T) {
 		}
 	}
 }
+
+// A name that cannot be is said, not asked for again and again.
+func TestDownstreamNames(t *testing.T) {
+	c, err := client.New(kubetest.Shared(t), client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pass{Hub: &Hub{Client: c}, bundle: &v1alpha1.Bundle{ObjectMeta: metav1.ObjectMeta{Namespace: "default"}}}
+	for _, name := range []string{"", "a/b", "../secrets/x", "UPPER"} {
+		_, problem, err := p.downstream(t.Context(), []v1alpha1.DownstreamResource{{Kind: "Secret", Name: name}})
+		if err != nil || problem == nil {
+			t.Errorf("%q: got %v, %v", name, problem, err)
+		}
+	}
+}

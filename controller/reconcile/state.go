@@ -9,7 +9,9 @@ package reconcile
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -192,13 +194,19 @@ func (t *tally) message() string {
 
 func (t *tally) ready() string { return fmt.Sprintf("%d/%d", t.summary.Ready, t.summary.Desired) }
 
-// clip keeps messages of foreign origin from filling a status.
+// clip keeps messages of foreign origin from filling a status. It cuts between characters: half of one would come back from the
+// API as another, and the status would be written again at every look.
 func clip(s string) string {
 	const most = 500
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= most {
 		return s
 	}
-	return s[:most] + "…"
+	cut := most
+	for !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + "…"
 }
 
 // since is when a shown state began: now if it just changed.

@@ -1,8 +1,10 @@
 package reconcile
 
 import (
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/api/v1alpha1"
@@ -101,5 +103,20 @@ func TestSince(t *testing.T) {
 	}
 	if got := since(v1alpha1.StateReady, v1alpha1.StateNotReady, first, t0.Add(time.Hour)); !got.Time.Equal(t0.Add(time.Hour)) {
 		t.Errorf("a changed state began at %v", got)
+	}
+}
+
+// TestClip: the API gives a text back as it was only if it is valid UTF-8.
+func TestClip(t *testing.T) {
+	for in, want := range map[string]string{
+		"short":                            "short",
+		strings.Repeat("a", 501):           strings.Repeat("a", 500) + "…",
+		strings.Repeat("a", 499) + "ü":     strings.Repeat("a", 499) + "…",
+		strings.Repeat("a", 499) + "€uros": strings.Repeat("a", 499) + "…",
+		"half \xc3":                        "half \uFFFD",
+	} {
+		if got := clip(in); got != want || !utf8.ValidString(got) {
+			t.Errorf("%.20q…: got %q", in, got[max(0, len(got)-10):])
+		}
 	}
 }

@@ -45,7 +45,11 @@ func windows(cl *v1alpha1.Cluster, groups []v1alpha1.ClusterGroup) ([]bundlefmt.
 		if len(g.Spec.Windows) == 0 || g.Spec.Selector == nil {
 			continue
 		}
-		if s, err := metav1.LabelSelectorAsSelector(g.Spec.Selector); err != nil || !s.Matches(labels.Set(cl.Labels)) {
+		s, err := metav1.LabelSelectorAsSelector(g.Spec.Selector)
+		if err != nil { // the cluster may be in it: without its windows it could be changed at any time
+			return nil, fmt.Errorf("cluster group %s: spec.selector: %w", g.Name, err)
+		}
+		if !s.Matches(labels.Set(cl.Labels)) {
 			continue
 		}
 		if err := add("cluster group "+g.Name+": ", g.Spec.Windows); err != nil {

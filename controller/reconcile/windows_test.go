@@ -33,6 +33,13 @@ func TestWindows(t *testing.T) {
 			groups: []v1alpha1.ClusterGroup{group("eu", map[string]string{"region": "eu"}, night, w("0 1 * * 6", time.Hour, "")), group("us", map[string]string{"region": "us"}, w("9 9 * * *", time.Hour, "")), {Spec: v1alpha1.ClusterGroupSpec{Windows: []v1alpha1.Window{w("bad", 1, "")}}}},
 			want:   "0 1 * * 6 for 3600 true true, 0 2 * * * for 10800 true true",
 		},
+		{
+			name: "a group whose selector is broken: nobody knows whether its windows hold", own: []v1alpha1.Window{night},
+			groups: []v1alpha1.ClusterGroup{{ObjectMeta: metav1.ObjectMeta{Name: "eu"}, Spec: v1alpha1.ClusterGroupSpec{
+				Selector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "region", Operator: "Is", Values: []string{"eu"}}}}, Windows: []v1alpha1.Window{night},
+			}}},
+			want: `cluster group eu: spec.selector: "Is" is not a valid label selector operator`,
+		},
 		{name: "too few fields", own: []v1alpha1.Window{night, w("0 2 * *", time.Hour, "")}, want: `spec.windows[1]: schedule: "0 2 * *": want five fields`},
 		{name: "a descriptor", own: []v1alpha1.Window{w("@daily", time.Hour, "")}, want: "want five fields"},
 		{name: "a time zone in the schedule", own: []v1alpha1.Window{w("TZ=UTC 2 * * *", time.Hour, "")}, want: "want five fields"},
