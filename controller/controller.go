@@ -49,6 +49,8 @@ type Options struct {
 	// DefaultRollback is how long a release may take to become ready, where its bundle says nothing about going back; then
 	// sites go back to the release before. 0: they do not.
 	DefaultRollback time.Duration
+	// DownstreamNamespaces are those whose Secrets and ConfigMaps bundles may send to clusters; "*": all but Namespace.
+	DownstreamNamespaces []string
 	// MetricsListen serves /metrics and /healthz; empty: not served.
 	MetricsListen string
 	Registry      *prometheus.Registry // gathered besides the controllers' own; may be nil
@@ -109,7 +111,7 @@ func New(ctx context.Context, o Options) (*Hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.work = &reconcile.Hub{Keys: h.keys, Render: rendered, Namespace: o.Namespace, StaleAfter: o.StaleAfter, DefaultRollback: o.DefaultRollback, Log: component(o.Log, "reconcile")}
+	h.work = &reconcile.Hub{Keys: h.keys, Render: rendered, Namespace: o.Namespace, StaleAfter: o.StaleAfter, DefaultRollback: o.DefaultRollback, DownstreamNamespaces: o.DownstreamNamespaces, Log: component(o.Log, "reconcile")}
 	h.view = fleet.New(fleet.Options{Prefix: o.Prefix, Trust: h.keys.Trust(), Log: component(o.Log, "fleet"), Changed: h.work.Changed})
 	h.work.View = h.view
 	if o.MetricsListen != "" {

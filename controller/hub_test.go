@@ -82,7 +82,7 @@ func (h *hub) start() {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	log := zerolog.New(h.log).With().Timestamp().Logger()
-	c, err := controller.New(ctx, controller.Options{Kubernetes: h.cfg, Namespace: h.system, StaleAfter: time.Hour, Log: log})
+	c, err := controller.New(ctx, controller.Options{Kubernetes: h.cfg, Namespace: h.system, StaleAfter: time.Hour, DownstreamNamespaces: []string{"*"}, Log: log})
 	if err != nil {
 		h.t.Fatal(err)
 	}

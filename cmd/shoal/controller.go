@@ -34,6 +34,7 @@ type hubOptions struct {
 	minKeepAlive  time.Duration
 	staleAfter    time.Duration
 	rollback      time.Duration
+	downstream    []string
 	metricsListen string
 	logLevel      string
 	logFormat     string
@@ -77,6 +78,7 @@ save traffic and work after a restart and may be lost.`,
 	f.DurationVar(&o.minKeepAlive, "min-keep-alive", 30*time.Second, "shortest keep-alive granted to clients; a lost link shows after 1.5 times the keep-alive")
 	f.DurationVar(&o.staleAfter, "stale-after", 14*24*time.Hour, "time without news from the hub after which a site reports Stale (it goes on as before); 0: never")
 	f.DurationVar(&o.rollback, "default-rollback", 0, "time in which a release has to be ready, unless its bundle is atomic and says so itself; then sites go back to the release before; 0: they do not")
+	f.StringSliceVar(&o.downstream, "downstream-namespace", nil, `namespaces (workspaces) whose Secrets and ConfigMaps bundles may send to clusters (downstreamResources); "*": all but --system-namespace; default: none`)
 	f.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9090", "address of /metrics and /healthz; empty: not served")
 	f.StringVar(&o.logLevel, "log-level", "info", logging.LevelHelp)
 	f.StringVar(&o.logFormat, "log-format", "auto", logging.FormatHelp)
@@ -96,7 +98,7 @@ func runHub(ctx context.Context, config *rest.Config, o hubOptions, log zerolog.
 	}
 	registry := prometheus.NewRegistry()
 	hub, err := controller.New(ctx, controller.Options{
-		Kubernetes: config, Namespace: o.namespace, Prefix: prefix, StaleAfter: o.staleAfter, DefaultRollback: o.rollback, MetricsListen: o.metricsListen, Registry: registry, Log: log,
+		Kubernetes: config, Namespace: o.namespace, Prefix: prefix, StaleAfter: o.staleAfter, DefaultRollback: o.rollback, DownstreamNamespaces: o.downstream, MetricsListen: o.metricsListen, Registry: registry, Log: log,
 		RenderedDir: filepath.Join(o.dataDir, "rendered"),
 	})
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -47,6 +49,11 @@ type extra struct {
 	problem error
 }
 
+// sendsFrom says whether bundles may send what is in a namespace of the hub's API. The hub's own holds its keys: it must be named.
+func (h *Hub) sendsFrom(namespace string) bool {
+	return slices.Contains(h.DownstreamNamespaces, namespace) || namespace != h.Namespace && slices.Contains(h.DownstreamNamespaces, "*")
+}
+
 func (p *pass) readDownstream(ctx context.Context, r v1alpha1.DownstreamResource) (o bundlefmt.Object, problem, err error) {
 	key := types.NamespacedName{Namespace: p.bundle.Namespace, Name: r.Name}
 	content := map[string]any{"apiVersion": "v1", "kind": r.Kind, "metadata": map[string]any{"name": r.Name}}
@@ -58,17 +65,22 @@ func (p *pass) readDownstream(ctx context.Context, r v1alpha1.DownstreamResource
 	if why := validation.IsDNS1123Subdomain(r.Name); len(why) > 0 { // asking for it would fail for ever, and no status would say so
 		return o, fmt.Errorf("downstreamResources: %s %.80q is no name of an object: use lower case letters, digits, '-' and '.'", r.Kind, r.Name), nil
 	}
-	plural := ""
+	forbidden := func() error {
+		return fmt.Errorf("downstreamResources: %s %s: the hub may not read %ss in namespace %s: add the namespace to rbac.downstreamNamespaces of the hub's chart", r.Kind, r.Name, strings.ToLower(r.Kind), key.Namespace)
+	}
+	if !p.sendsFrom(key.Namespace) {
+		return o, forbidden(), nil
+	}
 	switch r.Kind {
 	case "Secret":
 		var s corev1.Secret
-		plural, err = "secrets", p.Client.Get(ctx, key, &s)
+		err = p.Client.Get(ctx, key, &s)
 		put("type", s.Type, s.Type != "")
 		put("data", s.Data, len(s.Data) > 0)
 		put("immutable", s.Immutable, s.Immutable != nil)
 	case "ConfigMap":
 		var c corev1.ConfigMap
-		plural, err = "configmaps", p.Client.Get(ctx, key, &c)
+		err = p.Client.Get(ctx, key, &c)
 		put("data", c.Data, len(c.Data) > 0)
 		put("binaryData", c.BinaryData, len(c.BinaryData) > 0)
 		put("immutable", c.Immutable, c.Immutable != nil)
@@ -79,7 +91,7 @@ func (p *pass) readDownstream(ctx context.Context, r v1alpha1.DownstreamResource
 	case apierrors.IsNotFound(err):
 		return o, fmt.Errorf("downstreamResources: %s %s: there is none of that name in namespace %s of the hub", r.Kind, r.Name, key.Namespace), nil
 	case apierrors.IsForbidden(err):
-		return o, fmt.Errorf("downstreamResources: %s %s: the hub may not read %s in namespace %s: add the namespace to rbac.downstreamNamespaces of the hub's chart", r.Kind, r.Name, plural, key.Namespace), nil
+		return o, forbidden(), nil
 	case err != nil:
 		return o, nil, fmt.Errorf("read %s %s: %w", r.Kind, r.Name, err)
 	}

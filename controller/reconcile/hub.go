@@ -39,8 +39,11 @@ type Hub struct {
 	StaleAfter time.Duration
 	// DefaultRollback is how long releases may take that say nothing about going back; then sites go back. 0: they do not.
 	DefaultRollback time.Duration
-	Disconnect      func(identity string) // ends the connections of an identity; nil where the broker is not ours
-	Log             zerolog.Logger
+	// DownstreamNamespaces are those whose Secrets and ConfigMaps bundles may send to clusters; "*": all but the hub's own. That the
+	// hub has the right to read them is not enough: it has it for other reasons too, and who makes Bundles may have none.
+	DownstreamNamespaces []string
+	Disconnect           func(identity string) // ends the connections of an identity; nil where the broker is not ours
+	Log                  zerolog.Logger
 
 	clusters, bundles queue
 	floors            floors
