@@ -104,7 +104,7 @@ func (r *release) run(ctx context.Context, previous []Ref) error {
 			rest = append(rest, o)
 		}
 	}
-	before, after := r.moments()
+	before, after := r.d.Operation.moments()
 	steps := []func() error{
 		func() error { return r.namespaceExists(ctx, before, after) },
 		func() error { return r.runHooks(ctx, before) },
@@ -149,8 +149,8 @@ func (r *release) stop(f *Finding) {
 }
 
 // moments are the hook events before and after an operation; a repair has none.
-func (r *release) moments() (before, after bundlefmt.HookEvent) {
-	switch r.d.Operation {
+func (o Operation) moments() (before, after bundlefmt.HookEvent) {
+	switch o {
 	case Install:
 		return bundlefmt.PreInstall, bundlefmt.PostInstall
 	case Upgrade:

@@ -74,6 +74,9 @@ func (c *checking) run(ctx context.Context) error {
 	}
 	c.a.tracked.set(c.d.Name, inUse(objects))
 	for _, o := range objects {
+		if ctx.Err() != nil { // what the watch knows needs no request, and a health rule may compute
+			return ctx.Err()
+		}
 		if o.known {
 			c.st.Ready++
 			continue

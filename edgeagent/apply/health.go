@@ -2,6 +2,7 @@ package apply
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 
@@ -64,11 +65,29 @@ func (h *healthPrograms) eval(expr string, live *unstructured.Unstructured) (any
 	if err != nil {
 		return nil, &brokenRule{err}
 	}
-	out, _, err := run.Eval(map[string]any{"self": live.Object})
+	out, _, err := run.Eval(map[string]any{"self": withoutSecrets(live).Object})
 	if err != nil {
 		return nil, err
 	}
 	return out.Value(), nil
+}
+
+// withoutSecrets puts "hidden" in the place of each value of a Secret: a rule may ask whether there is one, and whatever it
+// says of it, or an error quotes, goes to the hub.
+func withoutSecrets(live *unstructured.Unstructured) *unstructured.Unstructured {
+	data, _ := live.Object["data"].(map[string]any)
+	if live.GetAPIVersion() != "v1" || live.GetKind() != "Secret" || len(data) == 0 {
+		return live
+	}
+	shown := make(map[string]any, len(data))
+	for k, v := range data {
+		if shown[k] = "hidden"; v == "" {
+			shown[k] = ""
+		}
+	}
+	out := &unstructured.Unstructured{Object: maps.Clone(live.Object)}
+	out.Object["data"] = shown
+	return out
 }
 
 // brokenRule is an expression that can never be evaluated.

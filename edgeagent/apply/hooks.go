@@ -22,7 +22,8 @@ const HookLabel = "shoal.dev/hook"
 
 const (
 	hookTimeout = 5 * time.Minute // Helm's default
-	hookPoll    = time.Second     // at most: a Job may delete itself soon after it is done
+	maxHookTime = 30 * 24 * time.Hour
+	hookPoll    = time.Second // at most: a Job may delete itself soon after it is done
 
 	// A Job that is created again under its name at once can meet the Job controller still waiting for Pods of the one
 	// before. It does so for five minutes then; a moment lets it see that the old one is gone.
@@ -30,6 +31,41 @@ const (
 )
 
 func isHook(u *unstructured.Unstructured) bool { _, ok := u.GetLabels()[HookLabel]; return ok }
+
+// HookTime is how long the hooks of an Apply of d may take: of each no more than its own limit, and of the wait for readiness
+// before the last ones. Every other request of an Apply has limits that do not depend on the bundle.
+func (d Deployment) HookTime() time.Duration {
+	before, after := d.Operation.moments()
+	out := d.hookTime(before, after)
+	if d.hookTime(after) > 0 {
+		out += time.Duration(d.Policy.ReadyTimeoutSecond) * time.Second
+	}
+	return out
+}
+
+// RemovalTime is the same for Remove.
+func (d Deployment) RemovalTime() time.Duration {
+	return d.hookTime(bundlefmt.PreDelete, bundlefmt.PostDelete)
+}
+
+func (d Deployment) hookTime(events ...bundlefmt.HookEvent) (out time.Duration) {
+	for _, h := range d.Handling.Hooks {
+		for _, e := range events {
+			if slices.Contains(h.Events, e) {
+				out = min(out+hookLimit(d.Policy), maxHookTime)
+			}
+		}
+	}
+	return out
+}
+
+// hookLimit is how long one hook may take.
+func hookLimit(p bundlefmt.Policy) time.Duration {
+	if p.ReadyTimeoutSecond > 0 {
+		return time.Duration(p.ReadyTimeoutSecond) * time.Second
+	}
+	return hookTimeout
+}
 
 // hook is an object that is created at a moment of a release and is no part of what runs.
 type hook struct {
@@ -132,10 +168,7 @@ func (a *Applier) runHook(ctx context.Context, p *pass, h *hook) (*Finding, erro
 	if err := h.place(ctx, p, p.d.Policy); err != nil || h.fail != nil {
 		return h.fail, err
 	}
-	timeout := hookTimeout
-	if s := p.d.Policy.ReadyTimeoutSecond; s > 0 {
-		timeout = time.Duration(s) * time.Second
-	}
+	timeout := hookLimit(p.d.Policy)
 	hctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	f, err := a.runPlaced(hctx, p, h)

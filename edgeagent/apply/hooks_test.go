@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/client-go/rest"
@@ -175,6 +176,26 @@ func TestHookThatTakesTooLong(t *testing.T) {
 	if s.get(configMaps, "app") != nil {
 		t.Error("the release went on")
 	}
+}
+
+// Every hook has its own limit, so the bound of all of them follows from how many there are.
+func TestHookTime(t *testing.T) {
+	hook := func(events ...bundlefmt.HookEvent) bundlefmt.Hook { return bundlefmt.Hook{Events: events} }
+	d := Deployment{Handling: bundlefmt.Handling{Hooks: []bundlefmt.Hook{
+		hook(bundlefmt.PreInstall, bundlefmt.PreUpgrade), hook(bundlefmt.PreUpgrade), hook(bundlefmt.PostUpgrade), hook(bundlefmt.PreDelete),
+	}}}
+	check := func(o Operation, seconds uint64, apply, removal time.Duration) {
+		t.Helper()
+		d.Operation, d.Policy.ReadyTimeoutSecond = o, seconds
+		if got, got2 := d.HookTime(), d.RemovalTime(); got != apply || got2 != removal {
+			t.Errorf("%s with %d s: %s, removal %s", o, seconds, got, got2)
+		}
+	}
+	check("", 60, 0, time.Minute)
+	check(Install, 60, time.Minute, time.Minute)
+	check(Upgrade, 60, 4*time.Minute, time.Minute) // with the wait before the last one
+	check(Upgrade, 0, 15*time.Minute, 5*time.Minute)
+	check(Upgrade, 30*24*3600, 60*24*time.Hour, 30*24*time.Hour) // no overflow with many
 }
 
 // The agent dies while a hook runs; the next one starts over.

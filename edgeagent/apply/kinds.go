@@ -47,6 +47,7 @@ type pass struct {
 	resolved  bool // the rest is known; see writer
 	dyn       dynamic.Interface
 	noAccount string
+	orphaned  bool // the account is gone, and the agent's own rights stand in for it to clean up
 }
 
 func (a *Applier) pass(d Deployment) *pass { return &pass{a: a, d: d} }

@@ -67,9 +67,10 @@ func TestWrittenWithTheRightsOfAnAccount(t *testing.T) {
 	only := s.deployment("x", configMap("a", "1"))
 	only.Policy.ServiceAccount = "tenant"
 	contains(t, s.modified(only).Message, `data.v: "2" → "1"`)
-	// The tenant is cleaned away, account first: what carries the label goes all the same.
+	// The tenant is cleaned away, account first: what carries the label goes all the same, and no hook runs with the agent's rights.
 	s.delete(serviceAccounts, "tenant")
-	if r, err := s.a.Remove(t.Context(), only, res.Inventory, false); err != nil || len(r.Remaining) != 0 || s.get(configMaps, "a") != nil {
+	only = s.hooks(only, "pre-delete 0 |"+secretYAML, "post-delete 0 |"+configMap("last", "1"))
+	if r, err := s.a.Remove(t.Context(), only, res.Inventory, false); err != nil || len(r.Remaining) != 0 || s.get(configMaps, "a") != nil || len(r.Deleted) != 1 || !strings.Contains(r.Note, "hooks of the removal were not run") {
 		t.Errorf("got %+v, %v", r, err)
 	}
 }
@@ -88,6 +89,13 @@ func TestDefaultAccount(t *testing.T) {
 	})
 	contains(t, s.errorOf(res, "s").Message, DefaultAccount, "cannot patch")
 	s.apply(s.deployment(AgentDeployment, secretYAML), nil)
+	// Nor does a bundle get around it by asking for the agent's own account.
+	s.create(serviceAccounts, "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: agent, labels: {"+AgentLabel+": \"true\"}}")
+	d := s.deployment("y", configMap("b", "1"))
+	d.Policy.ServiceAccount = "agent"
+	if f := s.errorOf(s.try(d, nil), "b"); f.Reason != NoAccount || !strings.Contains(f.Message, "is the agent's own") {
+		t.Errorf("got %v", f)
+	}
 }
 
 func TestInstallDoesNotTakeWhatIsThere(t *testing.T) {
@@ -214,6 +222,23 @@ func TestWhatTheAgentLivesBy(t *testing.T) {
 	r, err := s.a.Remove(t.Context(), s.deployment(AgentDeployment, own), res.Inventory, false)
 	if err != nil || len(r.Remaining) != 0 || s.get(configMaps, "own") == nil {
 		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+// The agent's own chart makes the Secret that the agent fills: neither takes the other's fields away.
+func TestIdentityInASecretOfTheAgentsBundle(t *testing.T) {
+	s := newSite(t)
+	s.living()
+	d := s.deployment(AgentDeployment, "apiVersion: v1\nkind: Secret\nmetadata: {name: id, labels: {shoal.dev/agent: \"true\", v: \"1\"}}")
+	inv := s.apply(d, nil).Inventory
+	if err := s.a.PutIdentity(t.Context(), "id", []byte("key")); err != nil {
+		t.Fatal(err)
+	}
+	s.clean(d)
+	d = s.deployment(AgentDeployment, "apiVersion: v1\nkind: Secret\nmetadata: {name: id, labels: {shoal.dev/agent: \"true\", v: \"2\"}}")
+	s.apply(d, inv)
+	if b, err := s.a.Identity(t.Context(), "id"); err != nil || string(b) != "key" {
+		t.Errorf("got %q, %v", b, err)
 	}
 }
 

@@ -103,6 +103,18 @@ func (r *removal) hooks(ctx context.Context, e bundlefmt.HookEvent, done *bool, 
 	if *done {
 		return nil
 	}
+	if r.dep.hookTime(e) == 0 {
+		*done = true
+		return nil
+	}
+	if err := r.d.kinds.resolve(ctx); err != nil {
+		return err
+	}
+	if r.d.kinds.orphaned {
+		r.res.Note = fmt.Sprintf("service account %q does not exist any more: the hooks of the removal were not run", r.dep.Policy.ServiceAccount)
+		*done = true
+		return nil
+	}
 	_, hooks, f, err := r.a.decodeAll(ctx, r.d.kinds)
 	if f == nil && err == nil && len(hooksAt(hooks, e)) > 0 {
 		f, err = r.a.runHooks(ctx, r.d.kinds, hooks, e)

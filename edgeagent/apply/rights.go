@@ -30,11 +30,8 @@ var serviceAccounts = schema.GroupVersionResource{Version: "v1", Resource: "serv
 // writer is where objects of a kind are written with the deployment's rights. The account is looked for at the first
 // write: a pass that changes nothing does not ask. finding says that it does not exist; nothing is written then.
 func (p *pass) writer(ctx context.Context, ref Ref, k kind, namespace string) (dynamic.ResourceInterface, *Finding, error) {
-	if !p.resolved {
-		if err := p.resolve(ctx); err != nil {
-			return nil, nil, err
-		}
-		p.resolved = true
+	if err := p.resolve(ctx); err != nil {
+		return nil, nil, err
 	}
 	if p.noAccount != "" {
 		return nil, &Finding{ref, NoAccount, p.noAccount}, nil
@@ -46,6 +43,17 @@ func (p *pass) writer(ctx context.Context, ref Ref, k kind, namespace string) (d
 }
 
 func (p *pass) resolve(ctx context.Context) error {
+	if p.resolved {
+		return nil
+	}
+	if err := p.findAccount(ctx); err != nil {
+		return err
+	}
+	p.resolved = true
+	return nil
+}
+
+func (p *pass) findAccount(ctx context.Context) error {
 	p.dyn = p.a.dyn
 	ns, name := p.a.o.Namespace, p.d.Policy.ServiceAccount
 	switch {
@@ -61,18 +69,24 @@ func (p *pass) resolve(ctx context.Context) error {
 	}
 	rctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	_, err := p.a.dyn.Resource(serviceAccounts).Namespace(ns).Get(rctx, name, metav1.GetOptions{})
+	account, err := p.a.dyn.Resource(serviceAccounts).Namespace(ns).Get(rctx, name, metav1.GetOptions{})
 	if out := p.a.outage(ctx, err); out != nil {
 		return fmt.Errorf("look for service account %q: %w", name, out)
 	}
 	switch {
 	case apierrors.IsNotFound(err) && p.removing:
-		// Who cleans up a tenant may have begun with its account. Only what carries the deployment's label goes.
+		// Who cleans up a tenant may have begun with its account. Only what carries the deployment's label goes, and no hook
+		// of it runs: that would be with more rights than it ever had.
+		p.orphaned = named
 		return nil
 	case apierrors.IsNotFound(err) && named:
 		p.noAccount = fmt.Sprintf("service account %q does not exist in namespace %q, where the agent is: create it, or take serviceAccount out of the bundle", name, ns)
 		return nil
 	case err != nil && !named: // not there, or not ours to see
+		return nil
+	case err == nil && named && !p.removing && account.GetLabels()[AgentLabel] == "true" && p.d.Name != AgentDeployment:
+		// Else a bundle could have more rights than the site's default account by asking for the agent's.
+		p.noAccount = fmt.Sprintf("service account %q is the agent's own, and not for bundles: name another one of namespace %q, or take serviceAccount out of the bundle", name, ns)
 		return nil
 	}
 	p.dyn, err = p.a.as(ns, name)

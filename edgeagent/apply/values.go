@@ -173,6 +173,8 @@ func refuse(ref Ref, key string, doc map[string]any, known map[string]bundlefmt.
 			why = "which the chart computes with, so that it cannot be filled in here: set it in the bundle, and take it out here"
 		case !isScalar:
 			why = "and not to a text, a number, true or false"
+		case empty(set[path]) && v.Default != "":
+			why = "to an empty text, where the chart was rendered as if it had one: give it a text, or take it out for the bundle's own"
 		default:
 			continue
 		}
@@ -206,6 +208,9 @@ func merge(into, from map[string]any) {
 		}
 	}
 }
+
+// empty: a chart may leave out what belongs to a value without a text, which here is decided already.
+func empty(v any) bool { s, ok := v.(string); return ok && s == "" }
 
 func scalar(v any) (string, bool) {
 	switch x := v.(type) {

@@ -137,6 +137,8 @@ func TestSiteValuesThatAreWrong(t *testing.T) {
 	refused("sets db.pasword, which the bundle does not read from the site")
 	s.siteSecret("replicas: 77531")
 	refused("sets replicas, which the chart computes with")
+	s.siteSecret(`db: {password: ""}`)
+	refused("sets db.password, to an empty text, where the chart was rendered as if it had one")
 	s.siteSecret("db: {password: [s3cr3t]}")
 	refused("sets db.password, and not to a text")
 	s.siteSecret("s3cr3t")
