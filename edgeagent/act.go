@@ -60,7 +60,10 @@ func (s *site) check(ctx context.Context, a plan.Action) func(time.Time) {
 		return failed
 	}
 	_ = s.ask(func() error { s.localFor(a.Deployment).Changed = time.Time{}; return nil })
+	ctx, stop, overdue := s.limited(ctx, a, 0)
+	defer stop()
 	st, err := s.a.applier.Check(ctx, deployment(a, b))
+	err = overdue(err)
 	return func(now time.Time) {
 		if s.stopping(err) {
 			return
@@ -75,7 +78,7 @@ func (s *site) checked(a plan.Action, st apply.Status, err error, now time.Time)
 	l := s.localFor(a.Deployment)
 	if err != nil {
 		l.Trial.Looked = time.Time{}
-		s.failed(a, plan.Check, "cannot look at the cluster: "+s.reason(a, err), now)
+		s.failed(a, plan.Check, "cannot look at the cluster: "+err.Error(), now)
 		return
 	}
 	if l.Failed != nil && (l.Failed.Verb == plan.Check || l.Failed.Verb == plan.Repair && st.Modified.Count == 0) {
@@ -138,14 +141,6 @@ func describe(st apply.Status) string {
 	return ""
 }
 
-// reason is an error as it is reported.
-func (s *site) reason(a plan.Action, err error) string {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Sprintf("it took longer than %s", s.limit(a))
-	}
-	return err.Error()
-}
-
 // failed notes a failure and when to try again.
 func (s *site) failed(a plan.Action, v plan.Verb, msg string, now time.Time) {
 	l := s.localFor(a.Deployment)
@@ -171,16 +166,17 @@ func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 	}
 	d := deployment(a, b)
 	var before []bundlefmt.Ref
-	err := s.intend(ctx, a, &d, &before)
-	if err != nil {
+	if err := s.intend(ctx, a, &d, &before); err != nil {
 		return func(now time.Time) {
 			if !s.stopping(err) && !superseded(ctx) {
 				s.applyFailed(a, err, now)
 			}
 		}
 	}
+	ctx, stop, overdue := s.limited(ctx, a, d.HookTime())
+	defer stop()
 	res, err := s.a.applier.Apply(ctx, d, before)
-	if err == nil {
+	if err = overdue(err); err == nil {
 		err = res.Err()
 	}
 	if superseded(ctx) && err != nil {
@@ -189,6 +185,7 @@ func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 		}
 	}
 	st, cerr := s.a.applier.Check(ctx, d)
+	cerr = overdue(cerr)
 	return func(now time.Time) {
 		if s.stopping(err) || s.stopping(cerr) && err == nil {
 			return
@@ -214,9 +211,11 @@ func moves(v plan.Verb) bool { return v == plan.Apply || v == plan.Rollback }
 func (s *site) intend(ctx context.Context, a plan.Action, d *apply.Deployment, before *[]bundlefmt.Ref) error {
 	var will []bundlefmt.Ref
 	if moves(a.Verb) {
+		ctx, stop, overdue := s.limited(ctx, a, 0)
+		defer stop()
 		var err error
 		if will, err = s.a.applier.Inventory(ctx, *d); err != nil {
-			return err
+			return overdue(err)
 		}
 	}
 	return s.ask(func() error {
@@ -351,7 +350,7 @@ func (s *site) applyFailed(a plan.Action, err error, now time.Time) {
 			}
 		}
 	}
-	s.failed(a, a.Verb, s.reason(a, err), now)
+	s.failed(a, a.Verb, err.Error(), now)
 }
 
 // adopt notes an order that asks for no change on the cluster.
@@ -417,6 +416,8 @@ func (s *site) remove(ctx context.Context, a plan.Action) func(time.Time) {
 		return s.put(r)
 	})
 	var res apply.Removed
+	ctx, stop, overdue := s.limited(ctx, a, d.RemovalTime())
+	defer stop()
 	if err == nil {
 		res, err = s.a.applier.Remove(ctx, d, refs, a.Keep)
 	}
@@ -424,6 +425,7 @@ func (s *site) remove(ctx context.Context, a plan.Action) func(time.Time) {
 		// Before the one on disk: a record that stays on the cluster would come back when the disk is lost.
 		err = s.a.applier.DeleteRecord(ctx, a.Deployment)
 	}
+	err = overdue(err)
 	return func(now time.Time) {
 		if s.stopping(err) {
 			return
@@ -442,7 +444,7 @@ func (s *site) removed(a plan.Action, res apply.Removed, err error, now time.Tim
 	r := s.records[a.Deployment]
 	switch {
 	case err != nil:
-		s.failed(a, plan.Remove, "removal did not succeed: "+s.reason(a, err), now)
+		s.failed(a, plan.Remove, "removal did not succeed: "+err.Error(), now)
 		return
 	case len(res.Remaining) > 0:
 		r.Refs = res.Refs()

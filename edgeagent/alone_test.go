@@ -380,6 +380,7 @@ func TestLostDisk(t *testing.T) {
 		return r.Refused != nil && r.Serial == 2 // as older, or because the keys are still on their way
 	})
 	h.order(s.c, 2, entry("web", 2, two, rollback))
+	h.awaitReport(s.c, "the refusal to be over", func(r *bundlefmt.Reported) bool { return r.Refused == nil && r.Serial == 2 })
 	d := h.awaitState(s.c, "web", 2, bundlefmt.Ready)
 	if d.Total != 2 || d.Digest != two.Digest {
 		t.Errorf("report: %+v", d)
@@ -451,6 +452,46 @@ func TestOldOrderOnAnEmptyDisk(t *testing.T) {
 	s.awaitValue("a", "2")
 	h.order(s.c, 3, entry("web", 3, one, fix))
 	h.awaitState(s.c, "web", 3, bundlefmt.Ready)
+}
+
+// Somebody who may write in the agent's namespace leaves a record there that no agent has made. It neither makes a site deaf that
+// knows how far it has come, nor allows to delete more than objects with the label of its deployment.
+func TestForgedRecord(t *testing.T) {
+	h := newHub(t)
+	s := newSite(t, h, "store-1")
+	s.o.Namespace = s.ns
+	s.start()
+	one := h.seal(s.configMap("a", "1"))
+	h.put(s.c, "", one)
+	h.order(s.c, 1, entry("web", 1, one, fix))
+	s.awaitRecord("web", one.Digest)
+	s.halt()
+	e, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := base64.StdEncoding.EncodeToString(e.EncodeAll(fmt.Appendf(nil, `{"workspace":%q,"cluster":%q,"trust":1099511627776,"name":"evil","removing":true,
+		"applied":{"serial":1099511627776,"digest":%q,"parts":1,"policy":{"namespace":"victim","deleteNamespace":true,"deleteCRDs":true,"deleteVolumes":true,"confirmPrune":true}}}`,
+		s.c.Workspace, s.c.Name, one.Digest), nil))
+	u := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "ConfigMap",
+		"metadata":   map[string]any{"name": "shoal-record-evil", "labels": map[string]any{"shoal.dev/record": "evil"}},
+		"binaryData": map[string]any{"record.zst": forged}}}
+	if _, err := s.kube.Resource(configMaps).Namespace(s.ns).Create(t.Context(), u, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	s.awaitStatus("the record to be read", func(st edgeagent.Status) bool {
+		_, ok := of(&st.Reported, "evil")
+		return ok
+	})
+	b, err := os.ReadFile(filepath.Join(s.o.DataDir, "records", "evil"))
+	if err != nil || strings.Contains(string(b), "delete") || strings.Contains(string(b), "removing") || strings.Contains(string(b), "confirmPrune") {
+		t.Errorf("taken over: %v %s", err, b)
+	}
+	h.order(s.c, 2, entry("web", 2, one, fix))
+	h.awaitState(s.c, "web", 2, bundlefmt.Ready)
+	h.publish(prefix.Trust(workspace), h.trust(2, h.sign.Public()))
+	h.awaitReport(s.c, "new trust", func(r *bundlefmt.Reported) bool { return r.Trust == 2 && r.Refused == nil })
 }
 
 // Somebody deletes the records on the cluster: they are made again.

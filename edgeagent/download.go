@@ -28,9 +28,10 @@ type fetch struct {
 }
 
 // fetch begins to download a bundle unless that is under way. Subscribing is the download: each part is a retained message.
+// Before there is a trust document (the disk was lost) every part would be refused, and said to be an attack.
 func (s *site) fetch(a plan.Action) {
 	d := a.Release.Digest
-	if s.link.client == nil || s.fetches[d] != nil {
+	if s.link.client == nil || len(s.signers) == 0 || s.fetches[d] != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(s.ctx)

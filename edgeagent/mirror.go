@@ -19,11 +19,12 @@ import (
 // deleted by that, but nothing that is no longer wanted would be found either.
 type mirror struct {
 	read    bool                        // it was read once; before, nobody knows what runs that is not on disk
-	fresh   bool                        // the disk was empty at the start: documents wait, since an old one would pass for new
+	fresh   bool                        // the disk did not know at the start how far this site had come: documents wait, since an old one would pass for new
 	has     map[string]bundlefmt.Digest // of what it holds, by deployment
 	due     time.Time                   // when it is read again: somebody may have deleted from it
 	retry   time.Time
 	tries   int
+	last    string // the record that was written last, or tried
 	running bool
 }
 
@@ -56,7 +57,7 @@ func (s *site) keepRecords(now time.Time) time.Time {
 		})
 		return time.Time{}
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.records)) {
+	for _, name := range m.round(s.records) {
 		r := s.records[name]
 		if l := s.local[name]; r.Removing || l.Doing != nil { // it changes in a moment, or goes
 			continue
@@ -65,6 +66,7 @@ func (s *site) keepRecords(now time.Time) time.Time {
 		if err != nil || m.has[name] == bundlefmt.Sum(b) {
 			continue
 		}
+		m.last = name
 		s.mirrorAct(func(ctx context.Context) (func(time.Time), error) {
 			err := s.a.applier.PutRecord(ctx, name, b)
 			return func(time.Time) { m.has[name] = bundlefmt.Sum(b) }, err
@@ -82,6 +84,16 @@ func (s *site) keepRecords(now time.Time) time.Time {
 		return time.Time{}
 	}
 	return m.due
+}
+
+// round is the order in which records are looked at: one that the cluster does not take must not keep the others off it.
+func (m *mirror) round(records map[string]store.Record) []string {
+	names := slices.Sorted(maps.Keys(records))
+	i, found := slices.BinarySearch(names, m.last)
+	if found {
+		i++
+	}
+	return slices.Concat(names[i:], names[:i])
 }
 
 // mirrorAct does one thing beside the loop and takes its outcome over.
@@ -134,9 +146,14 @@ func (s *site) mirrorRead(have map[string][]byte, now time.Time) {
 				log.Warn().Str("of", r.Workspace+"/"+r.Cluster).Msg("the cluster has a record of another member of the fleet: its objects are left alone")
 			}
 			continue
-		case first && !known:
-			s.floor.Trust = max(s.floor.Trust, r.Trust)
-			s.restore(r.Record)
+		case first:
+			if m.fresh { // a disk that knows needs no telling, and whoever can write here could stop the site for ever
+				s.floor.Trust = max(s.floor.Trust, r.Trust)
+				s.floor.Desired = max(s.floor.Desired, newest(r.Record))
+			}
+			if !known {
+				s.restore(r.Record)
+			}
 		}
 		m.has[name] = bundlefmt.Sum(b)
 	}
@@ -156,13 +173,25 @@ func (s *site) hear() {
 	}
 }
 
-// restore makes a record on disk of one on the cluster.
+func newest(r store.Record) bundlefmt.Serial {
+	if r.Applied == nil {
+		return 0
+	}
+	return r.Applied.Serial
+}
+
+// restore makes a record on disk of one on the cluster. Nobody has signed that: what allows to delete more than the objects it
+// names counts only when the hub says it again.
 func (s *site) restore(r store.Record) {
+	r.Removing = false // such a one is never written there
+	for _, rel := range []*store.Release{r.Applied, r.Applying, r.Previous} {
+		if rel != nil {
+			p := &rel.Policy
+			p.ConfirmPrune, p.DeleteNamespace, p.DeleteCRDs, p.DeleteVolumes = false, false, false, false
+		}
+	}
 	s.note(r, "keep record")
 	s.localFor(r.Name).Last = ""
-	if r.Applied != nil {
-		s.floor.Desired = max(s.floor.Desired, r.Applied.Serial)
-	}
 	s.log.Warn().Str("deployment", r.Name).Int("objects", len(r.Refs)).
 		Msg("record was not on this disk and is taken over from the cluster: nothing is changed by that")
 	s.survey(false)

@@ -50,8 +50,10 @@ func (s *site) receive(m mqtt.Message) {
 // document whose key the trust document, on its way behind it, will name; and any that the disk had no room for.
 func (s *site) document(topic string, payload []byte, accept func([]byte) error) {
 	delete(s.waiting, topic)
+	before := s.floor
 	err := accept(payload)
 	if err == nil {
+		s.forgive(topic, payload, s.floor != before)
 		return
 	}
 	switch {
@@ -63,6 +65,17 @@ func (s *site) document(topic string, payload []byte, accept func([]byte) error)
 	}
 	if !s.again { // it is the same message, refused once
 		s.refuse(topic, err)
+		s.say.refusedBytes = bundlefmt.Sum(payload)
+	}
+}
+
+// forgive takes a refusal out of the report when what was refused is acted on after all (it had come before its key), or
+// news of the same topic is. That the one in force came once more says nothing of the one that was refused.
+func (s *site) forgive(topic string, payload []byte, news bool) {
+	r := &s.say
+	if r.refused != nil && r.refused.Topic == topic && (news || r.refusedBytes == bundlefmt.Sum(payload)) {
+		r.refused = nil
+		r.soon(time.Now(), 0)
 	}
 }
 

@@ -22,9 +22,10 @@ type reporting struct {
 	force   bool      // publish although it says the same as the last
 	said    bundlefmt.Digest
 
-	refused    *bundlefmt.Refusal
-	refusals   int
-	refusalLog *rate.Limiter
+	refused      *bundlefmt.Refusal
+	refusedBytes bundlefmt.Digest // of the document it is about
+	refusals     int
+	refusalLog   *rate.Limiter
 
 	askFacts, askReport *mqtt.Message
 

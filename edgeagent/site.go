@@ -113,14 +113,12 @@ func newSite(a *Agent) (*site, error) {
 	if s.floor, err = s.store.Floor(); err != nil {
 		return nil, fmt.Errorf("read data directory: %w", err)
 	}
-	for _, r := range s.records {
-		s.local[r.Name] = s.localOf(r)
-		if r.Applied != nil { // a document is never older than what was applied by it
-			s.floor.Desired = max(s.floor.Desired, r.Applied.Serial)
-		}
-	}
 	_, derr := s.store.Desired()
-	s.mirror.fresh = len(s.records) == 0 && derr != nil
+	s.mirror.fresh = derr != nil && s.floor == store.Floor{}
+	for _, r := range s.records {
+		s.local[r.Name] = s.localOf(r) // a document is never older than what was applied by it
+		s.floor.Desired = max(s.floor.Desired, newest(r))
+	}
 	id, err := s.store.Identity()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -401,8 +399,6 @@ func (s *site) begin(todo []plan.Action, now time.Time) {
 		s.running++
 		s.spawn(func() {
 			defer cancel(nil)
-			ctx, stop := context.WithTimeout(ctx, s.limit(a))
-			defer stop()
 			done := s.act(ctx, a)
 			s.post(func() {
 				l.Busy, l.Doing, l.cancel = false, nil, nil
@@ -413,14 +409,31 @@ func (s *site) begin(todo []plan.Action, now time.Time) {
 	}
 }
 
-// limit bounds an action. Hooks of a release may take as long as the release may take to become ready.
-func (s *site) limit(a plan.Action) time.Duration {
+// limited bounds an action whose hooks may take extra, on top of what the action itself may. Before stop, overdue makes of an
+// error that the bound led to one that names it.
+func (s *site) limited(ctx context.Context, a plan.Action, extra time.Duration) (_ context.Context, stop func(), overdue func(error) error) {
 	limit := s.o.Timing.ActionLimit
-	if a.Verb == plan.Apply || a.Verb == plan.Rollback {
+	if moves(a.Verb) {
 		limit = max(limit, s.readyTimeout(a.Release.Policy))
 	}
-	return limit
+	limit += extra
+	ctx, stop = context.WithTimeout(ctx, limit)
+	return ctx, stop, func(err error) error {
+		if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return &tooLong{limit, err}
+		}
+		return err
+	}
 }
+
+// tooLong is an error that the bound of an action led to.
+type tooLong struct {
+	limit time.Duration
+	err   error
+}
+
+func (t *tooLong) Error() string { return fmt.Sprintf("it took longer than %s", t.limit) }
+func (t *tooLong) Unwrap() error { return t.err }
 
 func (s *site) readyTimeout(p bundlefmt.Policy) time.Duration {
 	if p.ReadyTimeoutSecond > 0 {
