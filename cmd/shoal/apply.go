@@ -67,7 +67,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not ready in time (--wait).`,
 
   # the Bundles as YAML, for another tool to apply; no server is asked
   shoal apply ./web -o yaml`,
-		Args:              cobra.RangeArgs(1, 2),
+		Args:              arguments(1, 2),
 		ValidArgsFunction: completeNameAndDirectory(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := oneOf("--output", o.output, "", "yaml"); err != nil {

@@ -51,7 +51,7 @@ Exit codes: 0 no differences, 1 differences, 2 trouble or wrong usage.`,
 
   # between two directories, without any server
   shoal diff ./web --from ./old-web --cluster paris --label env=prod`,
-		Args:              cobra.RangeArgs(1, 2),
+		Args:              arguments(1, 2),
 		ValidArgsFunction: completeNameAndDirectory(a),
 		PreRunE: func(cmd *cobra.Command, _ []string) error {
 			for _, name := range describing {

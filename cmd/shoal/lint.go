@@ -59,7 +59,7 @@ Exit codes: 0 no errors, 1 errors, 2 wrong usage.`,
 
   # for scripts
   shoal lint ./web -o json`,
-		Args:              cobra.ExactArgs(1),
+		Args:              arguments(1, 1),
 		ValidArgsFunction: completeDirectory(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := oneOf("--output", output, "", "json"); err != nil {
@@ -173,7 +173,10 @@ type place struct {
 
 // lint returns everything that is wrong with a tree. Its error is about the command line: there is nothing to read.
 func lint(ctx context.Context, dir string, o source.Options, fleet *clustersFile) ([]finding, error) {
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+	switch info, err := os.Stat(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("read %s: there is no such directory", dir)
+	case err != nil || !info.IsDir():
 		return nil, fmt.Errorf("read %s: want a directory", dir)
 	}
 	l := &linter{tree: dir, fleet: fleet}

@@ -38,7 +38,7 @@ Objects without a namespace get the one of the bundle (namespace, defaultNamespa
 
   # with targets that are not in the directory
   shoal render ./web --targets-file ./targets.yaml --label env=prod`,
-		Args:              cobra.ExactArgs(1),
+		Args:              arguments(1, 1),
 		ValidArgsFunction: completeDirectory(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.render(cmd.Context(), args[0], s, src)

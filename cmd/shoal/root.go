@@ -100,3 +100,16 @@ func (a *app) noteStart(c *cobra.Command) {
 		a.noteStart(sub)
 	}
 }
+
+// arguments is how many words a command takes; cobra's own message does not say which.
+func arguments(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return fmt.Errorf("something is missing: write %s", cmd.UseLine())
+		case len(args) > most:
+			return fmt.Errorf("%q is too much: write %s", args[most], cmd.UseLine())
+		}
+		return nil
+	}
+}

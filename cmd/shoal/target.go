@@ -47,7 +47,7 @@ of a label, keeps what it has: standard error says so, and the exit code is 1.
 
   # for scripts: BUNDLE/CLUSTER, one a line
   shoal target ./web --clusters clusters.yaml -o name`,
-		Args:              cobra.ExactArgs(1),
+		Args:              arguments(1, 1),
 		ValidArgsFunction: completeDirectory(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := oneOf("--output", output, "", "json", "yaml", "name"); err != nil {

@@ -39,7 +39,7 @@ for any number of clusters until it expires or is deleted (kubectl delete cluste
 
   # on the site
   shoal-agent --token-file token --data-dir /var/lib/shoal-agent --cluster-name store-4711`,
-		Args: cobra.ExactArgs(1),
+		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !bundlefmt.ValidName(args[0]) {
 				return fmt.Errorf("token name %q: want lower case letters, digits and dashes, at most 63", args[0])

@@ -206,7 +206,7 @@ filters that start with the topic prefix (shoal/v1/#).
 Who has these files sees every rendered bundle. Delete the Secret and restart the hub to revoke them.`,
 		Example: `  shoal topics credentials ./reader
   sh -c "$(shoal topics credentials ./reader)"`,
-		Args: cobra.ExactArgs(1),
+		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			prefix, err := topics.ParsePrefix(f.prefix)
 			if err != nil {
