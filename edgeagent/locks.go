@@ -13,10 +13,32 @@ import (
 type locks struct {
 	files  []plan.Lock
 	leases []plan.Lock
+	ahead  map[string]time.Time // when those from the future were seen first
 	failed bool
 }
 
 func (l *locks) all() []plan.Lock { return slices.Concat(l.files, l.leases) }
+
+// past gives locks that begin in the future (a clock was set since, or is another one) the time at which they were seen first: else
+// such a lock would outlast its week, or never end.
+func (l *locks) past(list []plan.Lock, now time.Time) []plan.Lock {
+	for i, k := range list {
+		if !k.Since.After(now) {
+			continue
+		}
+		key := k.Name + k.Since.Format(time.RFC3339Nano)
+		if first, ok := l.ahead[key]; !ok || first.After(now) {
+			if l.ahead == nil || len(l.ahead) >= maxAhead {
+				l.ahead = map[string]time.Time{}
+			}
+			l.ahead[key] = now
+		}
+		list[i].Since = l.ahead[key]
+	}
+	return list
+}
+
+const maxAhead = 256
 
 // lookForLocks reads the lock files before every decision: who has taken a lock is sure that nothing begins any more. It says when
 // to look again by itself. With files that cannot be listed the last ones known hold.
@@ -34,12 +56,9 @@ func (s *site) lookForLocks(now time.Time) (again time.Time) {
 	l.failed = false
 	files := make([]plan.Lock, 0, len(list))
 	for _, f := range list {
-		k := plan.Lock(f)
-		if k.Since.After(now) { // the clock was set back since
-			k.Since = now
-		}
-		files = append(files, k)
+		files = append(files, plan.Lock(f))
 	}
+	files = l.past(files, now)
 	s.saySoonIf(!slices.EqualFunc(files, l.files, func(a, b plan.Lock) bool { return a.Name == b.Name && a.Reason == b.Reason && a.End().Equal(b.End()) }))
 	l.files = files
 	return again
@@ -64,7 +83,7 @@ func (a *Agent) watchLocks(ctx context.Context, s *site) {
 				leases = append(leases, plan.Lock(l))
 			}
 			s.post(func() {
-				s.locks.leases = leases
+				s.locks.leases = s.locks.past(leases, time.Now())
 				s.say.soon(time.Now(), 0)
 			})
 		})
