@@ -20,6 +20,17 @@ const DefaultTimeout = time.Minute
 // maxRunaways is how many renderings may go on after their time is over before nothing new is rendered.
 const maxRunaways = 4
 
+// Errors are kept, about so many bytes of them, so long: a template may fail by chance or by the time of day.
+const (
+	maxWrong = 4 << 20
+	wrongFor = 10 * time.Minute
+)
+
+type failure struct {
+	err error
+	at  time.Time
+}
+
 // CacheOptions of NewCache. The zero value keeps results in memory.
 type CacheOptions struct {
 	Size     int64         // bytes in memory, about; default DefaultCacheSize
@@ -31,7 +42,8 @@ type CacheOptions struct {
 
 // Cache keeps results by Input.Key, so that clusters with the same options cost one rendering, and a chart with random
 // functions does not give a new release at every pass. It also keeps the charts and the documents that results are
-// made of, for inputs that differ a little. Failures are not kept. Safe for concurrent use; two calls with the same key at
+// made of, for inputs that differ a little. What is wrong with an input is kept for a while: bundles are looked at whenever a
+// cluster says something, and one that fails after seconds must not cost them each time. Safe for concurrent use; two calls with the same key at
 // the same time render once.
 //
 // A rendering that takes too long is given up, but it cannot be stopped. Its bundle is refused until it ends; when there are
@@ -41,6 +53,7 @@ type Cache struct {
 	o       CacheOptions
 	flight  singleflight.Group
 	results *lru[[32]byte, Result]
+	wrong   *lru[[32]byte, failure]
 	memory  *memory
 	disk    *disk // nil: none
 	begun   suspects
@@ -60,7 +73,7 @@ func NewCache(o CacheOptions) (*Cache, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultTimeout
 	}
-	c := &Cache{o: o, results: newLRU[[32]byte, Result](o.Size / 2), memory: newMemory(o.Size / 2), turns: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), runaways: map[[32]byte]string{}, run: render}
+	c := &Cache{o: o, results: newLRU[[32]byte, Result](o.Size / 2), wrong: newLRU[[32]byte, failure](maxWrong), memory: newMemory(o.Size / 2), turns: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), runaways: map[[32]byte]string{}, run: render}
 	if o.Dir != "" {
 		var err error
 		if c.disk, err = openDisk(o.Dir, o.DiskSize); err != nil {
@@ -90,6 +103,9 @@ func (c *Cache) Render(in Input) (Result, error) {
 	if r, ok := c.results.get(key); ok {
 		return r, nil
 	}
+	if f, ok := c.wrong.get(key); ok && time.Since(f.at) < wrongFor {
+		return Result{}, f.err
+	}
 	v, err, _ := c.flight.Do(string(key[:]), func() (any, error) {
 		if r, ok := c.results.get(key); ok { // rendered between get and Do
 			return r, nil
@@ -110,7 +126,7 @@ func (c *Cache) find(key [32]byte, in Input) (Result, error) {
 			return r, nil
 		}
 	}
-	r, err := c.render(in)
+	r, err := c.render(key, in)
 	if err == nil && c.disk != nil {
 		if err := c.disk.put(key, r); err != nil && c.o.Warn != nil {
 			c.o.Warn(err)
@@ -120,7 +136,7 @@ func (c *Cache) find(key [32]byte, in Input) (Result, error) {
 }
 
 // render renders with a time limit.
-func (c *Cache) render(in Input) (Result, error) {
+func (c *Cache) render(key [32]byte, in Input) (Result, error) {
 	if err := c.held(in); err != nil {
 		return Result{}, err
 	}
@@ -138,6 +154,9 @@ func (c *Cache) render(in Input) (Result, error) {
 	go func() {
 		r, err := c.run(in, c.memory)
 		c.begun.end(in.ResourcesKey)
+		if err != nil {
+			c.wrong.put(key, failure{err, time.Now()}, int64(len(err.Error()))+256)
+		}
 		done <- answer{r, err}
 	}()
 	timer := time.NewTimer(c.o.Timeout)

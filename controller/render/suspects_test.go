@@ -70,3 +70,28 @@ func TestSuspectsTogether(t *testing.T) {
 		t.Errorf("begun %d times, want 0", n)
 	}
 }
+
+// TestFailuresAreKept: a bundle that fails is not rendered again at every look, but is with other files.
+func TestFailuresAreKept(t *testing.T) {
+	t.Parallel()
+	c, err := NewCache(CacheOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := Input{Name: "a", Resources: []v1alpha1.BundleResource{{Name: "a.yaml", Content: "kind: [}"}}}
+	var first error
+	for range 3 {
+		if _, err := c.Render(in); err == nil || first != nil && err.Error() != first.Error() {
+			t.Errorf("got %v, first %v", err, first)
+		} else {
+			first = err
+		}
+	}
+	if c.Renders() != 1 {
+		t.Errorf("%d renderings", c.Renders())
+	}
+	in.Resources[0].Content = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"
+	if _, err := c.Render(in); err != nil {
+		t.Error(err)
+	}
+}
