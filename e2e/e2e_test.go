@@ -86,11 +86,21 @@ func TestStories(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	agent, err := filepath.Abs("../cmd/shoal-agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	charts, err := filepath.Abs("../deploy/charts")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "stories",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("EXAMPLES", examples)
 			env.Setenv("HELLO", hello)
+			env.Setenv("AGENT", agent)
+			env.Setenv("CHARTS", charts)
 			return setup(env)
 		},
 		Cmds:               verbs,

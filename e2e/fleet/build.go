@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -145,7 +146,8 @@ func CanRunContainers(ctx context.Context, b Binaries) error {
 	return nil
 }
 
-// LoadProgram compiles a program of this module statically and gives it as an image to a cluster with real nodes.
+// LoadProgram compiles a program of this module statically and gives it as an image to a cluster with real nodes. The image's
+// tag is the program's version, for one that has a version.
 func LoadProgram(ctx context.Context, c *kubetest.Cluster, image, pkg string) error {
 	dir, err := os.MkdirTemp("", "shoal-image-")
 	if err != nil {
@@ -153,7 +155,8 @@ func LoadProgram(ctx context.Context, c *kubetest.Cluster, image, pkg string) er
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
 	binary := filepath.Join(dir, "program")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", binary, ".")
+	_, tag, _ := strings.Cut(path.Base(image), ":")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w -X main.version="+tag, "-o", binary, ".")
 	cmd.Dir, cmd.Env = pkg, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", pkg, err, out)

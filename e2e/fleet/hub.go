@@ -81,13 +81,19 @@ func (h *Hub) MetricsAddr() string { return h.metrics }
 func (h *Hub) URL() string { return "mqtts://" + h.mqtt }
 
 func (h *Hub) command() command {
-	return command{
+	c := command{
 		name: "hub", path: h.f.bin.Shoal, log: h.f.path("logs", "hub.log"), healthz: h.metrics,
 		args: []string{
 			"controller", "--kubeconfig", h.kubeconfig, "--data-dir", h.f.path("hub"), "--mqtt-listen", h.mqtt, "--mqtt-url", h.URL(),
 			"--min-keep-alive", h.f.o.KeepAlive.String(), "--metrics-listen", h.metrics, "--log-level", "debug", "--log-format", "json",
 		},
 	}
+	for _, s := range h.f.sites {
+		if s.gateway != "" {
+			c.args = append(c.args, "--mqtt-host", s.gateway)
+		}
+	}
+	return c
 }
 
 // Start starts the hub and waits until it serves.

@@ -1,11 +1,14 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +24,7 @@ type Site struct {
 	f       *Fleet
 	cluster *kubetest.Cluster
 	link    *link.Link
+	gateway string // this machine's address for Pods, where containers run
 	metrics string
 	process *process
 }
@@ -38,11 +42,45 @@ func (f *Fleet) AddSite(name string, c *kubetest.Cluster) (*Site, error) {
 	if s.metrics, err = freeAddr(); err != nil {
 		return nil, err
 	}
-	if s.link, err = link.New(f.hub.mqtt); err != nil {
+	// On a site with real containers the agent may be one of them: it gets to this machine by the Pods' gateway.
+	if s.gateway = c.HostIP(); s.gateway != "" && f.hub.Running() {
+		return nil, errors.New("the hub's certificate has to name the address by which Pods reach it: prepare the hub, add the sites with real containers, and start it then")
+	}
+	if s.gateway != "" {
+		if err := pin(s.gateway); err != nil {
+			return nil, err
+		}
+	}
+	if s.link, err = link.On(cmp.Or(s.gateway, "127.0.0.1"), f.hub.mqtt); err != nil {
 		return nil, err
 	}
 	f.sites[name] = s
 	return s, nil
+}
+
+// pin keeps the hardware address of the bridge on which Pods hang. Left alone it is that of one of them, and changes when that
+// Pod goes: the others then send into the void until they ask anew, which takes them half a minute.
+func pin(gateway string) error {
+	all, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		addrs, err := i.Addrs()
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok && n.IP.String() == gateway {
+				out, err := exec.Command("ip", "link", "set", "dev", i.Name, "address", i.HardwareAddr.String()).CombinedOutput()
+				if err != nil {
+					return fmt.Errorf("pin the address of %s: %w: %s", i.Name, err, out)
+				}
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("no network interface has the address %s", gateway)
 }
 
 // Kubeconfig is the administrator's of the site.

@@ -17,6 +17,10 @@ const (
 	RecordLabel = "shoal.dev/record"
 	agentLabel  = "shoal.dev/agent" // what belongs to the agent: no bundle but its own may touch it
 
+	// ownManager is the field manager of what the agent keeps for itself. The chart of the agent, which may be a bundle, makes the
+	// Secret of the identity: under one name the chart's release would take the identity away, and the identity the release's labels.
+	ownManager = FieldManager + "-own"
+
 	recordPrefix = "shoal-record-"
 	recordKey    = "record.zst"
 	maxRecord    = 900 << 10 // bytes, compressed: an object of Kubernetes holds 1 MiB
@@ -97,12 +101,12 @@ func (a *Applier) putOwn(ctx context.Context, gvr schema.GroupVersionResource, u
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	client := a.dyn.Resource(gvr).Namespace(a.o.Namespace)
-	_, err := client.Apply(ctx, u.GetName(), u, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+	_, err := client.Apply(ctx, u.GetName(), u, metav1.ApplyOptions{FieldManager: ownManager, Force: true})
 	if apierrors.IsNotFound(err) { // outside of a Pod nobody has made the namespace
 		ns := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace",
 			"metadata": map[string]any{"name": a.o.Namespace, "labels": map[string]any{agentLabel: "true"}}}}
-		if _, err = a.dyn.Resource(namespaces).Create(ctx, ns, metav1.CreateOptions{FieldManager: FieldManager}); err == nil || apierrors.IsAlreadyExists(err) {
-			_, err = client.Apply(ctx, u.GetName(), u, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+		if _, err = a.dyn.Resource(namespaces).Create(ctx, ns, metav1.CreateOptions{FieldManager: ownManager}); err == nil || apierrors.IsAlreadyExists(err) {
+			_, err = client.Apply(ctx, u.GetName(), u, metav1.ApplyOptions{FieldManager: ownManager, Force: true})
 		}
 	}
 	return a.orOutage(ctx, err)

@@ -102,7 +102,8 @@ func (a *Applier) as(namespace, account string) (dynamic.Interface, error) {
 		return c, nil
 	}
 	cfg := rest.CopyConfig(a.cfg)
-	cfg.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"}}
+	// No groups: the API server adds those of an account, and naming them would take the right to impersonate groups as well.
+	cfg.Impersonate = rest.ImpersonationConfig{UserName: user}
 	c, err := dynamic.NewForConfig(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API as %s: %w", user, err)

@@ -29,8 +29,11 @@ type Link struct {
 }
 
 // New listens on a free port of 127.0.0.1 and forwards to target ("host:port").
-func New(target string) (*Link, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+func New(target string) (*Link, error) { return On("127.0.0.1", target) }
+
+// On is New for clients that do not share this machine's loopback, such as containers: it listens on host.
+func On(host, target string) (*Link, error) {
+	ln, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return nil, err
 	}
