@@ -20,6 +20,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -79,10 +80,21 @@ func TestRightsSuffice(t *testing.T) {
 	}))
 	agent.start(t, bin.Agent)
 
+	// The bundle is written with the rights of an account, which the agent borrows; its own do for what it reads.
+	writer := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "writer"}}
+	create(t, kube, writer)
+	rights := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "writer-" + system},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: system, Name: writer.Name}},
+	}
+	create(t, kube, rights)
+	t.Cleanup(func() { _ = kube.Delete(context.Background(), rights) })
+
 	bundle := &v1alpha1.Bundle{
 		ObjectMeta: metav1.ObjectMeta{Namespace: workspace, Name: "web"},
 		Spec: v1alpha1.BundleSpec{
-			BundleOptions: v1alpha1.BundleOptions{DefaultNamespace: "web-" + workspace},
+			BundleOptions: v1alpha1.BundleOptions{DefaultNamespace: "web-" + workspace, ServiceAccount: writer.Name},
 			Resources:     []v1alpha1.BundleResource{v1alpha1.NewResource("a.yaml", []byte(manifests))},
 			Targets:       []v1alpha1.BundleTarget{{ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}}}},
 		},
