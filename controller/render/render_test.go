@@ -2,10 +2,7 @@ package render_test
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -19,58 +16,30 @@ import (
 	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/render"
 	"shoal.dev/shoal/controller/target"
+	"shoal.dev/shoal/internal/cases"
 )
-
-var update = flag.Bool("update", false, "rewrite the want sections in testdata")
 
 // TestRender runs testdata/*.txtar: "input" holds options and cluster, "extra" downstream resources, the other sections are
 // files of the bundle; want is the YAML stream of objects in order, or the error. Comments in it say the rest: notes and what
 // sites are told in front, and above an object that it is a hook.
 func TestRender(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			ar, err := txtar.ParseFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(ar.Comment) == 0 {
-				t.Error("a case begins with a comment that says why it exists")
-			}
-			in, want := input(t, ar)
-			if want < 0 {
-				t.Fatal("no want section")
-			}
-			got := text(t, in)
-			// The order of files is not part of the input.
-			slices.Reverse(in.Resources)
-			if again := text(t, in); again != got {
-				t.Errorf("files in another order give another result:\n%s", cmp.Diff(got, again))
-			}
-			if *update {
-				ar.Files[want].Data = []byte(got)
-				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if d := cmp.Diff(string(ar.Files[want].Data), got); d != "" {
-				t.Errorf("(-want +got)\n%s", d)
-			}
-		})
-	}
+	cases.Run(t, "testdata/*.txtar", func(t *testing.T, files []txtar.File) string {
+		in := input(t, files)
+		got := text(t, in)
+		// The order of files is not part of the input.
+		slices.Reverse(in.Resources)
+		if again := text(t, in); again != got {
+			t.Errorf("files in another order give another result:\n%s", cmp.Diff(got, again))
+		}
+		return got
+	})
 }
 
-func input(t *testing.T, ar *txtar.Archive) (in render.Input, want int) {
+func input(t *testing.T, files []txtar.File) (in render.Input) {
 	t.Helper()
-	in.Name, want = "demo", -1
-	for i, f := range ar.Files {
+	in.Name = "demo"
+	for _, f := range files {
 		switch f.Name {
-		case "want":
-			want = i
 		case "input":
 			var y struct {
 				Options     v1alpha1.BundleOptions
@@ -102,7 +71,7 @@ func input(t *testing.T, ar *txtar.Archive) (in render.Input, want int) {
 			in.Resources = append(in.Resources, v1alpha1.NewResource(f.Name, f.Data))
 		}
 	}
-	return in, want
+	return in
 }
 
 func text(t *testing.T, in render.Input) string {

@@ -2,10 +2,7 @@ package target_test
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,76 +13,46 @@ import (
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/target"
+	"shoal.dev/shoal/internal/cases"
 )
-
-var update = flag.Bool("update", false, "rewrite the want sections in testdata")
 
 // TestSelect runs testdata/*.txtar: a bundle's spec, clusters and groups; want has one line a cluster that gets it
 // ("cluster <- target options"), or the error. A section whose name begins with file/ is what a cluster's Vars make of that file.
-// Every case names in a line "# fields: " what of a fleet.yaml it shows; docs/bundle-reference.md lists cases by field.
 func TestSelect(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no cases: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			ar, err := txtar.ParseFile(file)
+	cases.Run(t, "testdata/*.txtar", func(t *testing.T, files []txtar.File) string {
+		var spec v1alpha1.BundleSpec
+		var clusters []target.Cluster
+		var groups []struct {
+			Name     string
+			Labels   map[string]string
+			Selector *metav1.LabelSelector
+		}
+		var bundleFiles []txtar.File
+		for _, f := range files {
+			var err error
+			switch f.Name {
+			case "bundle":
+				err = yaml.UnmarshalStrict(f.Data, &spec)
+			case "clusters":
+				err = yaml.UnmarshalStrict(f.Data, &clusters)
+			case "groups":
+				err = yaml.UnmarshalStrict(f.Data, &groups)
+			default:
+				if !strings.HasPrefix(f.Name, "file/") {
+					t.Fatalf("unknown section %s", f.Name)
+				}
+				bundleFiles = append(bundleFiles, f)
+			}
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("%s: %v", f.Name, err)
 			}
-			if len(ar.Comment) == 0 || !strings.Contains(string(ar.Comment), "\n# fields: ") {
-				t.Error("a case begins with a comment that says why it exists, and a line \"# fields: \" that says what of a fleet.yaml it shows")
-			}
-			var spec v1alpha1.BundleSpec
-			var clusters []target.Cluster
-			var groups []struct {
-				Name     string
-				Labels   map[string]string
-				Selector *metav1.LabelSelector
-			}
-			want := -1
-			var bundleFiles []txtar.File
-			for i, f := range ar.Files {
-				switch f.Name {
-				case "bundle":
-					err = yaml.UnmarshalStrict(f.Data, &spec)
-				case "clusters":
-					err = yaml.UnmarshalStrict(f.Data, &clusters)
-				case "groups":
-					err = yaml.UnmarshalStrict(f.Data, &groups)
-				case "want":
-					want = i
-				default:
-					if !strings.HasPrefix(f.Name, "file/") {
-						t.Fatalf("unknown section %s", f.Name)
-					}
-					bundleFiles = append(bundleFiles, f)
-				}
-				if err != nil {
-					t.Fatalf("%s: %v", f.Name, err)
-				}
-			}
-			var gs []target.Group
-			for _, g := range groups {
-				gs = append(gs, target.Group(g))
-			}
-			got := run(t, spec, clusters, gs, bundleFiles)
-			if want < 0 {
-				t.Fatal("no want section")
-			}
-			if *update {
-				ar.Files[want].Data = []byte(got)
-				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if d := cmp.Diff(string(ar.Files[want].Data), got); d != "" {
-				t.Errorf("(-want +got)\n%s", d)
-			}
-		})
-	}
+		}
+		var gs []target.Group
+		for _, g := range groups {
+			gs = append(gs, target.Group(g))
+		}
+		return run(t, spec, clusters, gs, bundleFiles)
+	})
 }
 
 func run(t *testing.T, spec v1alpha1.BundleSpec, clusters []target.Cluster, groups []target.Group, files []txtar.File) string {
