@@ -352,9 +352,7 @@ func (h *hub) await(what string, ok func() error) {
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	for {
-		h.mu.Lock()
-		err, change := ok(), h.change
-		h.mu.Unlock()
+		err, change := h.look(ok)
 		if err == nil {
 			return
 		}
@@ -367,6 +365,13 @@ func (h *hub) await(what string, ok func() error) {
 			h.t.Fatalf("wait for %s: %v\nreports: %s\nevents: %+v", what, err, b, h.events)
 		}
 	}
+}
+
+// look lets go of the lock whatever ok does: a panic must not end in a test that hangs.
+func (h *hub) look(ok func() error) (error, chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return ok(), h.change
 }
 
 // awaitReport waits for a report that is as wanted.

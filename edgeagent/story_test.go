@@ -194,7 +194,7 @@ func TestRefused(t *testing.T) {
 	// A trust document that the root did not sign changes nothing either.
 	h.publish(prefix.Trust(workspace), evil.trust(9, evil.sign.Public()))
 	h.awaitReport(s.c, "foreign trust to be refused", func(r *bundlefmt.Reported) bool {
-		return r.Refused.Topic == prefix.Trust(workspace) && r.Trust == 1
+		return r.Refused != nil && r.Refused.Topic == prefix.Trust(workspace) && r.Trust == 1
 	})
 	if got := s.names(); !slices.Equal(got, []string{"a"}) {
 		t.Errorf("on the cluster: %v", got)
@@ -382,7 +382,7 @@ func TestKeyRotation(t *testing.T) {
 	h.awaitReport(s.c, "trust 3", func(r *bundlefmt.Reported) bool { return r.Trust == 3 })
 	h.publish(prefix.Trust(workspace), h.trust(2, h.sign.Public(), old.Public()))
 	h.awaitReport(s.c, "trust 2 to be refused", func(r *bundlefmt.Reported) bool {
-		return r.Refused.Topic == prefix.Trust(workspace) && r.Trust == 3
+		return r.Refused != nil && r.Refused.Topic == prefix.Trust(workspace) && r.Trust == 3
 	})
 	// What runs is still kept, also after a restart, although the key that signed it is gone.
 	s.edit("a", "x")
