@@ -352,7 +352,7 @@ func (h *hub) await(what string, ok func() error) {
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	for {
-		err, change := h.look(ok)
+		change, err := h.look(ok)
 		if err == nil {
 			return
 		}
@@ -368,10 +368,10 @@ func (h *hub) await(what string, ok func() error) {
 }
 
 // look lets go of the lock whatever ok does: a panic must not end in a test that hangs.
-func (h *hub) look(ok func() error) (error, chan struct{}) {
+func (h *hub) look(ok func() error) (chan struct{}, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return ok(), h.change
+	return h.change, ok()
 }
 
 // awaitReport waits for a report that is as wanted.
