@@ -10,17 +10,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/jsonmergepatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"sigs.k8s.io/yaml"
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/target"
 	"shoal.dev/shoal/internal/kubetest"
 )
 
@@ -111,6 +116,97 @@ func TestApply(t *testing.T) {
 	}
 
 	t.Run("diff", func(t *testing.T) { diffOnServer(t, cfg, cluster.Kubeconfig()) })
+	t.Run("nulls", func(t *testing.T) { nullsOnServer(t, cfg, cluster.Kubeconfig()) })
+}
+
+// nullsOnServer: a null in values reaches the hub by every way in which a Bundle is written, new and over what was there.
+func nullsOnServer(t *testing.T, cfg *rest.Config, kubeconfig string) {
+	before := "helm: {values: {probe: {httpGet: {path: /}, list: [{a: 1}]}, gone: {b: 1}}}\n"
+	after := "helm: {values: {probe: {httpGet: null, list: [{a: null}, null]}, gone: , c: ~}}\n" +
+		"targets: [{clusterGroup: all, helm: {values: {probe: }}}]\n"
+	want := v1alpha1.Values{"probe": map[string]any{"httpGet": nil, "list": []any{map[string]any{"a": nil}, nil}}, "gone": nil, "c": nil}
+	for _, way := range []struct {
+		name  string
+		apply func(t *testing.T, s applyStory)
+	}{
+		{"shoal apply", func(_ *testing.T, s applyStory) { s.run(exitOK, "bundle", "apply", "web", s.dir) }},
+		{"kubectl apply --server-side", func(t *testing.T, s applyStory) {
+			_, err := s.bundles().Patch(t.Context(), "web", types.ApplyPatchType, s.printed("web"), metav1.PatchOptions{FieldManager: "kubectl"})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"kubectl apply", func(t *testing.T, s applyStory) { s.applyFromClient("web") }},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			for _, steps := range [][]string{{after}, {before, after}, {after, before, after}} {
+				s := applyStory{t: t, cfg: cfg, kubeconfig: kubeconfig, dir: t.TempDir(), ns: kubetest.Namespace(t, cfg)}
+				s.file("a.yaml", "a: b\n")
+				for _, fleet := range steps {
+					s.file("fleet.yaml", fleet)
+					way.apply(t, s)
+				}
+				spec := s.get("web").Spec
+				if d := cmp.Diff(want, target.Merge(spec.BundleOptions, v1alpha1.BundleOptions{}).Helm.Values); d != "" {
+					t.Errorf("values after %d steps (-want +got)\n%s", len(steps), d)
+				}
+				if d := cmp.Diff(v1alpha1.Values{"probe": nil}, target.Merge(v1alpha1.BundleOptions{}, spec.Targets[0].BundleOptions).Helm.Values); d != "" {
+					t.Errorf("values of the target after %d steps (-want +got)\n%s", len(steps), d)
+				}
+			}
+		})
+	}
+}
+
+// printed is a Bundle as shoal apply -o yaml prints it.
+func (s applyStory) printed(name string) []byte {
+	s.t.Helper()
+	var stdout, stderr bytes.Buffer
+	if got := run(s.t.Context(), []string{"-n", s.ns, "apply", name, s.dir, "-o", "yaml"}, func(string) string { return "" }, &stdout, &stderr); got != exitOK {
+		s.t.Fatalf("exit %d: %s", got, &stderr)
+	}
+	return stdout.Bytes()
+}
+
+// applyFromClient does what kubectl apply does without --server-side: what was applied before stands in an annotation, and a merge
+// patch is made of it, of what there is and of what is wanted.
+func (s applyStory) applyFromClient(name string) {
+	s.t.Helper()
+	js, err := yaml.YAMLToJSON(s.printed(name))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	u := &unstructured.Unstructured{}
+	if err := u.UnmarshalJSON(js); err != nil {
+		s.t.Fatal(err)
+	}
+	u.SetAnnotations(map[string]string{corev1.LastAppliedConfigAnnotation: string(js)})
+	modified, err := u.MarshalJSON()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	have, err := s.bundles().Get(s.t.Context(), name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err := s.bundles().Create(s.t.Context(), u, metav1.CreateOptions{})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	current, err := have.MarshalJSON()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	patch, err := jsonmergepatch.CreateThreeWayJSONMergePatch([]byte(have.GetAnnotations()[corev1.LastAppliedConfigAnnotation]), modified, current)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := s.bundles().Patch(s.t.Context(), name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // diffOnServer: the Bundle that is stored is compared, for a Cluster as the hub knows it. No hub runs: the test writes its part.

@@ -58,7 +58,7 @@ func readOptions(file string, data []byte, schema field, into any) (*document, e
 	if err := dec.Decode(&tree); err != nil {
 		return nil, yamlProblem(file, err)
 	}
-	if js, err = json.Marshal(d.prune(tree, "")); err != nil {
+	if js, err = json.Marshal(d.prune(tree, schema, "")); err != nil {
 		return nil, yamlProblem(file, err)
 	}
 	if err := json.Unmarshal(js, into); err != nil {
@@ -70,15 +70,22 @@ func readOptions(file string, data []byte, schema field, into any) (*document, e
 	return d, nil
 }
 
-// prune takes bad fields out of the tree. Elements of lists become null, so that those after them keep their place.
-func (d *document) prune(v any, at string) any {
-	if slices.Contains(d.bad, at) {
+// prune takes bad fields out of the tree, and options that are null: they are as if absent. Elements of lists become null, so
+// that those after them keep their place. What stands in a free map is left alone: in values a null means something.
+func (d *document) prune(v any, f field, at string) any {
+	switch {
+	case slices.Contains(d.bad, at):
 		return nil
+	case f.kind == free:
+		return v
+	case v == nil && f.null != "":
+		return f.null
 	}
 	switch v := v.(type) {
 	case map[string]any:
 		for k, e := range v {
-			if e = d.prune(e, join(at, k)); e == nil {
+			sub, _ := f.find(k)
+			if e = d.prune(e, sub, join(at, k)); e == nil {
 				delete(v, k)
 			} else {
 				v[k] = e
@@ -86,7 +93,7 @@ func (d *document) prune(v any, at string) any {
 		}
 	case []any:
 		for i, e := range v {
-			v[i] = d.prune(e, fmt.Sprintf("%s[%d]", at, i))
+			v[i] = d.prune(e, f, fmt.Sprintf("%s[%d]", at, i))
 		}
 	}
 	return v

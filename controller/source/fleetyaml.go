@@ -111,12 +111,26 @@ func (t *tree) make(ctx context.Context, p place, files map[string][]byte, optio
 		})
 		return nil, slices.Compact(b.doc.problems)
 	}
+	b.portable()
 	var err error
 	b.out.Spec.Resources, err = encode(b.files, b.used, b.size)
 	if err != nil {
 		return nil, b.inDir(err)
 	}
 	return b.out, nil
+}
+
+// portable makes values such that every tool that applies Bundles keeps their nulls.
+func (b *bundle) portable() {
+	all := []*v1alpha1.HelmOptions{b.out.Spec.Helm}
+	for _, t := range b.out.Spec.Targets {
+		all = append(all, t.Helm)
+	}
+	for _, h := range all {
+		if h != nil {
+			h.Values = h.Values.Portable()
+		}
+	}
 }
 
 const maxTargets = 1000 // as the API has it

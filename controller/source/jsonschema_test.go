@@ -53,6 +53,9 @@ func (f field) json() map[string]any {
 	switch f.kind {
 	case str:
 		m["type"] = "string"
+		if f.null != "" {
+			m["type"] = []string{"string", "null"}
+		}
 		if len(f.enum) > 0 {
 			m["enum"] = f.enum
 		}

@@ -43,6 +43,7 @@ type field struct {
 	items    int      // at most that many, of lists
 	required []string // keys of an object that must be there
 	anyOf    []string // of which one must be there
+	null     string   // what a null stands for; empty: it is as if the key were absent
 	refused  string   // why there is no such key here, and what to do instead
 }
 
@@ -212,7 +213,7 @@ func comparePatchFields() []field {
 		{name: "operations", kind: objects, items: 256, required: []string{"op"}, doc: "Operations of JSON Patch, done to both sides.", fields: []field{
 			{name: "op", enum: []string{"add", "remove", "replace", "test", "ignore"}, doc: "Operation of JSON Patch; ignore: the object may be missing."},
 			{name: "path", format: pointerFormat, doc: "JSON pointer of the field."},
-			{name: "value", doc: "Value, as JSON or plain text."},
+			{name: "value", null: "null", doc: "Value, as JSON or plain text."},
 		}},
 	}
 }

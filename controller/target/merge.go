@@ -8,7 +8,8 @@ import (
 	"shoal.dev/shoal/controller/api/v1alpha1"
 )
 
-// Merge lays a target's options over the bundle's. Neither argument is changed and the result shares no map with them.
+// Merge lays a target's options over the bundle's. Neither argument is changed and the result shares no map with them. Values may
+// be portable in both; they have nulls in the result.
 //
 //	defaultNamespace, namespace, serviceAccount, kustomize.dir              the target's, if set
 //	helm.chart, repo, version, releaseName                                  the target's, if set
@@ -25,6 +26,11 @@ import (
 //	createNamespace                                                         the bundle's; Select refuses it in a target
 func Merge(base, custom v1alpha1.BundleOptions) v1alpha1.BundleOptions {
 	out, c := *base.DeepCopy(), *custom.DeepCopy()
+	for _, h := range []*v1alpha1.HelmOptions{out.Helm, c.Helm} {
+		if h != nil {
+			h.Values = h.Values.WithNulls()
+		}
+	}
 	override(&out.DefaultNamespace, c.DefaultNamespace)
 	override(&out.Namespace, c.Namespace)
 	override(&out.ServiceAccount, c.ServiceAccount)

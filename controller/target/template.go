@@ -61,7 +61,7 @@ func (v *Vars) data() map[string]any {
 	return map[string]any{
 		"ClusterName": v.cluster.Name, "ClusterNamespace": v.cluster.Namespace,
 		"ClusterLabels": dictionary(v.cluster.Labels), "ClusterAnnotations": dictionary(v.cluster.Annotations),
-		"ClusterValues": map[string]any(v1alpha1.Values(orEmpty(v.cluster.Values)).DeepCopy()),
+		"ClusterValues": map[string]any(v1alpha1.Values(orEmpty(v.cluster.Values)).WithNulls()),
 	}
 }
 

@@ -224,6 +224,7 @@ type HelmOptions struct {
 	// +optional
 	MaxHistory int64 `json:"maxHistory,omitempty"`
 	// Values for the chart. A target's values are merged over the bundle's: maps key by key, lists are replaced.
+	// The map {$null: true} is a null, which takes the chart's default away; a plain null does not survive every client.
 	// +optional
 	// +kubebuilder:validation:Schemaless
 	// +kubebuilder:validation:Type=object
