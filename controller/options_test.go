@@ -367,7 +367,8 @@ func TestConfirmPrune(t *testing.T) {
 func TestPartitions(t *testing.T) {
 	h := newHub(t)
 	sites := map[string]*site{}
-	for _, n := range []string{"canary", "eu-1", "eu-2", "rest"} {
+	names := []string{"canary", "eu-1", "eu-2", "rest"}
+	for _, n := range names {
 		sites[n] = h.join(n, map[string]string{"wave": strings.Split(n, "-")[0]})
 	}
 	web := configMap("web", "1")
@@ -377,9 +378,9 @@ func TestPartitions(t *testing.T) {
 	}
 	web.Spec.RolloutStrategy = &v1alpha1.RolloutStrategy{MaxUnavailable: intOrString(1), Partitions: []v1alpha1.Partition{part("canary", 1), part("eu", 1)}}
 	h.create(web)
-	for _, s := range sites {
-		s.waitDesired("runs web", runs("web"))
-		s.report(bundlefmt.Ready)
+	for _, n := range names { // a first install goes by partitions as well
+		sites[n].waitDesired("runs web", runs("web"))
+		sites[n].report(bundlefmt.Ready)
 	}
 	h.waitBundle("web", "is ready", func(b *v1alpha1.Bundle) bool { return b.Status.Display.ReadyClusters == "4/4" })
 	digest := func(s *site) bundlefmt.Digest {

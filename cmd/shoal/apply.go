@@ -337,7 +337,8 @@ func progress(b *v1alpha1.Bundle) (line string, ready bool) {
 	if s.Display.Message != "" {
 		line += ": " + s.Display.Message
 	}
-	return strings.TrimSpace(line), meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady)
+	c := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionReady)
+	return strings.TrimSpace(line), c != nil && c.Status == metav1.ConditionTrue && c.ObservedGeneration >= b.Generation
 }
 
 // notReady lists the clusters that kept a bundle from being ready.

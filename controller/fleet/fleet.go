@@ -4,6 +4,7 @@
 package fleet
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -35,6 +36,7 @@ type Member struct {
 	Reported *bundlefmt.Reported
 	Facts    *bundlefmt.Facts
 	Assigned map[string]publish.Assignment
+	Problem  Problem // why nothing can be ordered for it
 
 	Link      Link
 	LinkSince time.Time
@@ -84,12 +86,13 @@ type View struct {
 
 	mu      sync.Mutex
 	members map[topics.Cluster]*Member
-	pending map[string]map[string]bool // workspace → bundles that have not been looked at since the hub started
+	// pending: workspace → bundles that have not been looked at since the hub started, with what kept the hub from it, if anything.
+	pending map[string]map[string]string
 }
 
 // New makes an empty view.
 func New(o Options) *View {
-	return &View{o: o, limits: bundlefmt.DefaultLimits(), members: map[topics.Cluster]*Member{}, pending: map[string]map[string]bool{}}
+	return &View{o: o, limits: bundlefmt.DefaultLimits(), members: map[topics.Cluster]*Member{}, pending: map[string]map[string]string{}}
 }
 
 func (v *View) member(c topics.Cluster) *Member {
@@ -243,7 +246,7 @@ func (v *View) Sent(c topics.Cluster, d *bundlefmt.Desired, msg []byte, now time
 	m.Ordered, m.Message, m.SentAt = d, msg, now
 	for name, a := range m.Assigned {
 		gone := !slices.ContainsFunc(d.Remove, func(r bundlefmt.Removal) bool { return r.Name == name })
-		if a.Remove && gone {
+		if a.Remove && a.Wait == "" && gone {
 			delete(m.Assigned, name)
 		}
 	}
@@ -257,6 +260,18 @@ func (v *View) Assign(c topics.Cluster, bundle string, a publish.Assignment) {
 	m.Assigned[bundle] = a
 	v.mu.Unlock()
 	if !ok || !old.Equal(a) {
+		v.o.Changed(c)
+	}
+}
+
+// Block records why nothing can be ordered for a cluster, and that something can again, and tells about it if it is new.
+func (v *View) Block(c topics.Cluster, p Problem) {
+	v.mu.Lock()
+	m := v.member(c)
+	changed := m.Problem != p
+	m.Problem = p
+	v.mu.Unlock()
+	if changed {
 		v.o.Changed(c)
 	}
 }
@@ -286,9 +301,22 @@ func (v *View) Expect(workspace, bundle string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.pending[workspace] == nil {
-		v.pending[workspace] = map[string]bool{}
+		v.pending[workspace] = map[string]string{}
 	}
-	v.pending[workspace][bundle] = true
+	v.pending[workspace][bundle] = ""
+}
+
+// Unlooked notes why a bundle could not be looked at. It matters only until it was looked at once.
+func (v *View) Unlooked(workspace, bundle, why string) {
+	v.mu.Lock()
+	old, pending := v.pending[workspace][bundle]
+	if pending {
+		v.pending[workspace][bundle] = why
+	}
+	v.mu.Unlock()
+	if pending && old != why {
+		v.tellAll(workspace)
+	}
 }
 
 // Looked marks a bundle as looked at.
@@ -296,13 +324,22 @@ func (v *View) Looked(workspace, bundle string) {
 	v.mu.Lock()
 	delete(v.pending[workspace], bundle)
 	done := v.pending[workspace] != nil && len(v.pending[workspace]) == 0
-	var all []topics.Cluster
 	if done {
 		delete(v.pending, workspace)
-		for c := range v.members {
-			if c.Workspace == workspace {
-				all = append(all, c)
-			}
+	}
+	v.mu.Unlock()
+	if done {
+		v.tellAll(workspace)
+	}
+}
+
+// tellAll tells that something is new about every cluster of a workspace.
+func (v *View) tellAll(workspace string) {
+	var all []topics.Cluster
+	v.mu.Lock()
+	for c := range v.members {
+		if c.Workspace == workspace {
+			all = append(all, c)
 		}
 	}
 	v.mu.Unlock()
@@ -316,6 +353,19 @@ func (v *View) Complete(workspace string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return len(v.pending[workspace]) == 0
+}
+
+// Incomplete says why a workspace is not complete: the first bundle, in the order of their names, that the hub could not look at. It
+// is empty if the hub has just not come to all of them yet.
+func (v *View) Incomplete(workspace string) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, b := range slices.Sorted(maps.Keys(v.pending[workspace])) {
+		if why := v.pending[workspace][b]; why != "" {
+			return fmt.Sprintf("bundle %s: %s", b, why)
+		}
+	}
+	return ""
 }
 
 const (

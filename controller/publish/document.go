@@ -15,14 +15,16 @@ type Assignment struct {
 	Release  rollout.Release // zero: nothing (more) is to be ordered now
 	Group    string          // audience of the parts; empty: the cluster alone
 	Revision string
-	Remove   bool   // take it away; Release then only says, by its policy, whether objects stay
+	Remove   bool   // take it away, unless Wait says why not yet; Release then only says, by its policy, whether objects stay
 	Failed   bool   // what is wanted could not be rendered; Wait says why
 	Wait     string // why what is wanted is not ordered yet
+	// Generation of the Cluster for which it was decided.
+	Generation int64
 }
 
 // Equal reports whether two assignments say the same.
 func (a Assignment) Equal(b Assignment) bool {
-	return a.Release.Equal(b.Release) && a.Group == b.Group && a.Revision == b.Revision && a.Remove == b.Remove && a.Failed == b.Failed && a.Wait == b.Wait
+	return a.Release.Equal(b.Release) && a.Group == b.Group && a.Revision == b.Revision && a.Remove == b.Remove && a.Failed == b.Failed && a.Wait == b.Wait && a.Generation == b.Generation
 }
 
 // DocumentInput is all that a cluster's next desired document depends on.
@@ -56,6 +58,9 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 		}
 	}
 	for name, a := range in.Assigned {
+		if a.Remove && a.Wait != "" {
+			continue // it stays as it was ordered
+		}
 		if a.Remove {
 			if _, ok := deployments[name]; ok || has(in.Reported, name) && removals[name].Serial == 0 {
 				removals[name] = bundlefmt.Removal{Name: name, Serial: in.Serial, Keep: a.Release.Policy.KeepResources}

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -20,6 +21,7 @@ import (
 
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/fleet"
 	"shoal.dev/shoal/controller/publish"
 	"shoal.dev/shoal/controller/render"
 	"shoal.dev/shoal/controller/rollout"
@@ -55,8 +57,10 @@ func (h *Hub) reconcileBundle(ctx context.Context, req ctrl.Request) (ctrl.Resul
 	before := b.DeepCopy()
 	p := pass{Hub: h, bundle: &b, clusters: clusters.Items, now: time.Now()}
 	mistake, err := p.run(ctx)
-	if err != nil {
-		return ctrl.Result{}, err // not looked at: documents wait
+	if err != nil { // not looked at: documents wait
+		h.View.Unlooked(req.Namespace, req.Name, err.Error())
+		p.headline(v1alpha1.StatePending, clip("the hub could not look at it and tries again: "+err.Error()), b.Status.Display.ReadyClusters)
+		return ctrl.Result{}, errors.Join(err, h.writeStatus(ctx, before, &b))
 	}
 	h.View.Looked(req.Namespace, req.Name)
 	if mistake != nil {
@@ -261,9 +265,9 @@ func (p *pass) assign(groups map[string][]string) {
 	var members []rollout.Member
 	confirms := confirmsPrune(p.bundle)
 	wanting := map[bundlefmt.Digest][]string{}
-	paused := map[string]bool{}
-	for _, c := range p.clusters {
-		paused[c.Name] = c.Spec.Paused
+	byName := map[string]*v1alpha1.Cluster{}
+	for i := range p.clusters {
+		byName[p.clusters[i].Name] = &p.clusters[i]
 	}
 	for _, m := range p.matches {
 		out := p.releases[m.Cluster]
@@ -274,7 +278,7 @@ func (p *pass) assign(groups map[string][]string) {
 		out.release = confirmed(out.release, member, p.bundle.Name, confirms)
 		p.releases[m.Cluster] = out
 		members = append(members, rollout.Member{
-			Cluster: m.Cluster, Wanted: out.release, Ordered: current(member, p.bundle.Name), Available: available(member, p.bundle.Name), Paused: paused[m.Cluster],
+			Cluster: m.Cluster, Wanted: out.release, Ordered: member.Release(p.bundle.Name), Available: member.Available(p.bundle.Name), Paused: byName[m.Cluster].Spec.Paused,
 		})
 		wanting[out.release.Digest] = append(wanting[out.release.Digest], m.Cluster)
 	}
@@ -290,7 +294,10 @@ func (p *pass) assign(groups map[string][]string) {
 	}
 	for _, m := range p.matches {
 		out, id := p.releases[m.Cluster], p.id(m.Cluster)
-		a := publish.Assignment{Release: out.release, Revision: "generation-" + strconv.FormatInt(p.bundle.Generation, 10), Group: audience[out.release.Digest], Wait: out.wait, Failed: out.failed}
+		a := publish.Assignment{
+			Release: out.release, Revision: "generation-" + strconv.FormatInt(p.bundle.Generation, 10), Group: audience[out.release.Digest],
+			Wait: out.wait, Failed: out.failed, Generation: byName[m.Cluster].Generation,
+		}
 		if reason, wait := held[m.Cluster]; wait || a.Release.IsZero() {
 			// It stays at what it was told, also if that could not be published yet.
 			old := p.View.Get(id).Assigned[p.bundle.Name]
@@ -344,7 +351,7 @@ func (p *pass) remove() {
 
 // removal takes the bundle away; whether objects stay is what the site was last told.
 func (p *pass) removal(cluster string) publish.Assignment {
-	return publish.Assignment{Remove: true, Release: current(p.View.Get(p.id(cluster)), p.bundle.Name)}
+	return publish.Assignment{Remove: true, Release: p.View.Get(p.id(cluster)).Release(p.bundle.Name)}
 }
 
 // targetsNot returns the clusters among having that exist and are not targeted.
@@ -362,6 +369,21 @@ func (p *pass) targetsNot(having []string) []string {
 	})
 }
 
+// unmatched are the clusters that are not targeted.
+func (p *pass) unmatched() []string {
+	matched := make(map[string]bool, len(p.matches))
+	for _, m := range p.matches {
+		matched[m.Cluster] = true
+	}
+	var names []string
+	for _, c := range p.clusters {
+		if !matched[c.Name] {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
 func (p *pass) id(cluster string) topics.Cluster {
 	return topics.Cluster{Workspace: p.bundle.Namespace, Name: cluster}
 }
@@ -371,14 +393,19 @@ func (p *pass) status() {
 	var t tally
 	for _, m := range p.matches {
 		member := p.View.Get(p.id(m.Cluster))
-		t.add(m.Cluster, stand(member, p.bundle.Name), member.Link == "Offline")
+		t.add(m.Cluster, member.Status(p.bundle.Name), member.Link == fleet.Offline)
+	}
+	for _, name := range p.unmatched() {
+		if s, ok := p.View.Get(p.id(name)).Removal(p.bundle.Name); ok {
+			t.leaving(name, s)
+		}
 	}
 	message := t.message()
 	state := t.worst
 	switch {
 	case p.bundle.Status.RemovalHeld != nil:
 		state, message = cmp.Or(state, v1alpha1.StateOutOfSync), p.bundle.Status.RemovalHeld.Message
-	case len(p.matches) == 0:
+	case len(p.matches) == 0 && state == "":
 		state = v1alpha1.StatePending
 		message = fmt.Sprintf("no cluster matches its targets (of %d in namespace %s)", len(p.clusters), p.bundle.Namespace)
 		if len(p.bundle.Spec.Targets) == 0 {

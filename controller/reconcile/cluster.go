@@ -59,13 +59,22 @@ func (h *Hub) reconcileCluster(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if err := h.learn(ctx, id, m, &cl); err != nil {
 		return ctrl.Result{}, err
 	}
-	problem, err := h.order(ctx, id, &cl)
+	open, wrong, err := h.windows(ctx, &cl)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	blocked, failure := h.order(ctx, id, &cl, open, wrong)
+	h.View.Block(id, blocked)
 	m = h.View.Get(id)
-	clusterStatus(&cl, m, problem, time.Now())
-	if err := h.writeStatus(ctx, before, &cl); err != nil {
+	now := time.Now()
+	linkStatus(&cl, m)
+	if blocked.Reason != reasonStarting { // else all that was known stands until it is known again
+		if blocked.Message == "" && wrong != nil {
+			blocked = fleet.Problem{Reason: reasonWindow, Message: wrong.Error() + "; until that is corrected the windows from before hold"}
+		}
+		clusterStatus(&cl, m, blocked, now)
+	}
+	if err := errors.Join(failure, h.writeStatus(ctx, before, &cl)); err != nil {
 		return ctrl.Result{}, err
 	}
 	if err := h.settleRemoval(ctx, &cl, m); err != nil {
@@ -89,21 +98,29 @@ func unconfirmed(m fleet.Member) bool {
 	return m.Ordered != nil && (m.Reported == nil || m.Reported.Serial < m.Ordered.Serial)
 }
 
-// problem is what a person must do; reason is for the condition.
-type problem struct{ reason, message string }
+// Reasons why nothing is ordered for a cluster, for its Ready condition.
+const (
+	reasonStarting  = "HubStarting"
+	reasonUnlooked  = "BundleNotLookedAt"
+	reasonConflict  = "SerialConflict"
+	reasonWindow    = "InvalidWindow"
+	reasonReserve   = "SerialNotWritten"
+	reasonTooLarge  = "DocumentTooLarge"
+	reasonPublish   = "NotPublished"
+	reasonNotSealed = "NotRendered"
+)
 
-// order publishes the cluster's next document if there is one. It returns what a person must do.
-func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster) (problem, error) {
-	var none problem
-	if !h.View.Complete(id.Workspace) {
-		return none, nil // Looked wakes us
+// order publishes the cluster's next document if there is one. Whatever keeps it from that is returned as a problem, which the
+// cluster and every bundle that waits because of it show; an error is worth trying again as well.
+func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster, open []bundlefmt.Window, wrong error) (fleet.Problem, error) {
+	if why := h.View.Incomplete(id.Workspace); why != "" {
+		return fleet.Problem{Reason: reasonUnlooked, Message: "nothing is ordered: since it started the hub could not look at every bundle of the workspace: " + clip(why)}, nil
 	}
-	trust, err := h.Keys.TrustDocument(id.Workspace)
-	if err != nil {
-		return none, err
+	if !h.View.Complete(id.Workspace) { // Looked wakes us
+		return fleet.Problem{Reason: reasonStarting, Message: "the hub has just started and has not looked at every bundle of the workspace yet"}, nil
 	}
-	if err := h.Publisher.Trust(ctx, id.Workspace, trust); err != nil {
-		return none, err
+	if err := h.trust(ctx, id.Workspace); err != nil {
+		return failing(reasonPublish, err)
 	}
 	m := h.View.Get(id)
 	floor := h.floors.get(id, bundlefmt.Serial(cl.Status.DesiredSerial))
@@ -112,20 +129,14 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 	}
 	if m.Reported != nil && m.Reported.Serial > floor {
 		if cl.Annotations[Resume] != m.Reported.Serial.String() {
-			return problem{"SerialConflict", fmt.Sprintf("conflict: the cluster is at document %d, the hub only knows of %d (restored from an old backup?); nothing is published until you resume: kubectl -n %s annotate --overwrite clusters.shoal.dev %s %s=%d",
+			return fleet.Problem{Reason: reasonConflict, Message: fmt.Sprintf("conflict: the cluster is at document %d, the hub only knows of %d (restored from an old backup?); nothing is published until you resume: kubectl -n %s annotate --overwrite clusters.shoal.dev %s %s=%d",
 				m.Reported.Serial, floor, id.Workspace, id.Name, Resume, m.Reported.Serial)}, nil
 		}
 		floor = m.Reported.Serial
 	}
-	open, wrong, err := h.windows(ctx, cl)
-	if err != nil {
-		return none, err
-	}
 	if wrong != nil {
-		none = problem{"InvalidWindow", wrong.Error() + "; until that is corrected the windows from before hold"}
 		if m.Ordered == nil {
-			none.message = wrong.Error() + "; until that is corrected nothing is ordered: the cluster must not be changed outside of its windows"
-			return none, nil
+			return fleet.Problem{Reason: reasonWindow, Message: wrong.Error() + "; until that is corrected nothing is ordered: the cluster must not be changed outside of its windows"}, nil
 		}
 		open = m.Ordered.Windows
 	}
@@ -136,30 +147,49 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 		InGroup: func(g string) bool { return g == topics.All || h.InGroup(id, g) },
 	})
 	doc.Workspace, doc.Cluster = id.Workspace, id.Name
-	if !news {
-		if m.Link == fleet.Online && unconfirmed(m) && now.Sub(m.SentAt) >= again {
-			if err := h.Publisher.Document(ctx, id, m.Ordered.Serial, m.Message); err != nil {
-				return none, err
-			}
-			h.View.Sent(id, m.Ordered, m.Message, now)
-		}
-		return none, nil
+	if news {
+		return h.publish(ctx, id, cl, doc)
 	}
+	if m.Link == fleet.Online && unconfirmed(m) && now.Sub(m.SentAt) >= again {
+		if err := h.Publisher.Document(ctx, id, m.Ordered.Serial, m.Message); err != nil {
+			return failing(reasonPublish, err)
+		}
+		h.View.Sent(id, m.Ordered, m.Message, now)
+	}
+	return fleet.Problem{}, nil
+}
+
+// publish makes doc the document in force.
+func (h *Hub) publish(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster, doc *bundlefmt.Desired) (fleet.Problem, error) {
 	// The number is written down before it is used: a broker that loses everything must not make it go back.
 	if err := h.reserve(ctx, id, cl, doc.Serial); err != nil {
-		return none, err
+		return failing(reasonReserve, err)
 	}
+	now := time.Now()
 	msg, err := h.Publisher.Desired(ctx, id, doc)
 	if limit := (*bundlefmt.LimitError)(nil); errors.As(err, &limit) {
-		return problem{"DocumentTooLarge", fmt.Sprintf("what is ordered for this cluster does not fit one message, it keeps what it has: %v; give it fewer bundles, dependencies or windows", limit)}, nil
+		return fleet.Problem{Reason: reasonTooLarge, Message: fmt.Sprintf("what is to be ordered does not fit one message, the cluster keeps what it has: %v; give it fewer bundles, dependencies or windows", limit)}, nil
 	}
 	if err != nil {
-		return none, err
+		return failing(reasonPublish, err)
 	}
 	h.View.Sent(id, doc, msg, now)
 	h.Log.Info().Str("cluster", id.String()).Uint64("serial", uint64(doc.Serial)).Int("deployments", len(doc.Deployments)).Int("remove", len(doc.Remove)).Int("bytes", len(msg)).Msg("desired document published")
 	h.Changed(id)
-	return none, nil
+	return fleet.Problem{}, nil
+}
+
+// failing is a problem that is tried again.
+func failing(reason string, err error) (fleet.Problem, error) {
+	return fleet.Problem{Reason: reason, Message: "nothing is ordered, the hub tries again: " + clip(err.Error())}, err
+}
+
+func (h *Hub) trust(ctx context.Context, workspace string) error {
+	doc, err := h.Keys.TrustDocument(workspace)
+	if err != nil {
+		return err
+	}
+	return h.Publisher.Trust(ctx, workspace, doc)
 }
 
 // heldRemovals lists what the cluster was told to remove and holds, because nobody has seen yet how much that is.
@@ -281,54 +311,64 @@ func (h *Hub) deleteCluster(ctx context.Context, id topics.Cluster, cl *v1alpha1
 	return nil
 }
 
-// clusterStatus sums up where all bundles of the cluster are. wrong is what a person must do.
-func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, wrong problem, now time.Time) {
+// linkStatus writes down what does not depend on any bundle.
+func linkStatus(cl *v1alpha1.Cluster, m fleet.Member) {
 	s := &cl.Status
-	var t tally
-	for _, name := range deployments(m) {
-		t.add(name, stand(m, name), m.Link == fleet.Offline)
-	}
-	orphaned(&t, m)
-	state, message := cmp.Or(t.worst, v1alpha1.StateReady), t.message()
-	held, why := heldRemovals(m)
-	switch {
-	case wrong.message != "":
-		message = wrong.message
-	case len(cl.Spec.AgentKeys) == 0:
-		state, message = v1alpha1.StatePending, "no agent has enrolled as this cluster yet"
-	case len(held) > 0:
-		message = why
-		if worse(v1alpha1.StateHeld, state) {
-			state = v1alpha1.StateHeld
-		}
-	case m.Reported != nil && m.Reported.Stale && state == v1alpha1.StateReady:
-		state, message = v1alpha1.StateStale, "its newest order is older than it should be"
-	case m.Reported != nil && m.Reported.Refused != nil && message == "":
-		message = "refused a message: " + clip(m.Reported.Refused.Reason)
-	}
-	s.ObservedGeneration = cl.Generation
 	s.Presence, s.PresenceSince = v1alpha1.Presence(m.Link), metav1.NewTime(m.LinkSince.Truncate(time.Second))
 	if m.Link == fleet.Unknown {
 		s.PresenceSince = metav1.Time{}
 	}
 	s.AgentVersion = cmp.Or(m.Agent, s.AgentVersion)
-	s.StateSince = since(s.Display.State, state, s.StateSince, now)
-	s.Display = v1alpha1.ClusterDisplay{ReadyBundles: t.ready(), State: state, Message: message}
-	s.Summary, s.NotReady = t.summary, t.worstFirst()
 	if m.Ordered != nil {
 		s.DesiredSerial = max(s.DesiredSerial, int64(m.Ordered.Serial))
 	}
 	if m.Reported != nil {
 		s.ReportedSerial = int64(m.Reported.Serial)
 	}
+}
+
+// clusterStatus sums up where all bundles of the cluster are. wrong is what a person must do.
+func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, wrong fleet.Problem, now time.Time) {
+	s := &cl.Status
+	var t tally
+	for _, name := range m.Deployments() {
+		t.add(name, m.Status(name), m.Link == fleet.Offline)
+	}
+	for _, name := range m.Leaving() {
+		t.leaving(name, m.Status(name))
+	}
+	orphaned(&t, m)
+	state, message := cmp.Or(t.worst, v1alpha1.StateReady), t.message()
+	held, why := heldRemovals(m)
+	switch {
+	case wrong.Message != "":
+		message = wrong.Message
+		if state == v1alpha1.StateReady {
+			state = v1alpha1.StateOutOfSync
+		}
+	case len(cl.Spec.AgentKeys) == 0:
+		state, message = v1alpha1.StatePending, "no agent has enrolled as this cluster yet"
+	case len(held) > 0:
+		message = why
+	case m.Reported != nil && m.Reported.Stale && state == v1alpha1.StateReady:
+		state, message = v1alpha1.StateStale, "its newest order is older than it should be"
+	case m.Reported != nil && m.Reported.Refused != nil && message == "":
+		message = "refused a message: " + clip(m.Reported.Refused.Reason)
+	}
+	if !m.Unseen(cl.Generation) { // else this is about the generation before
+		s.ObservedGeneration = cl.Generation
+	}
+	s.StateSince = since(s.Display.State, state, s.StateSince, now)
+	s.Display = v1alpha1.ClusterDisplay{ReadyBundles: t.ready(), State: state, Message: message}
+	s.Summary, s.NotReady = t.summary, t.worstFirst()
 	clusterConditions(cl, state, message, wrong)
 }
 
-func clusterConditions(cl *v1alpha1.Cluster, state v1alpha1.State, message string, wrong problem) {
-	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: string(state), Message: message, ObservedGeneration: cl.Generation}
+func clusterConditions(cl *v1alpha1.Cluster, state v1alpha1.State, message string, wrong fleet.Problem) {
+	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: string(state), Message: message, ObservedGeneration: cl.Status.ObservedGeneration}
 	switch {
-	case wrong.reason != "":
-		ready.Reason = wrong.reason
+	case wrong.Reason != "":
+		ready.Reason = wrong.Reason
 	case state == v1alpha1.StateReady:
 		ready.Status = metav1.ConditionTrue
 	}
@@ -340,33 +380,14 @@ func clusterConditions(cl *v1alpha1.Cluster, state v1alpha1.State, message strin
 	meta.SetStatusCondition(&cl.Status.Conditions, enrolled)
 }
 
-// deployments names everything a cluster has or is to have, except what is being taken away.
-func deployments(m fleet.Member) []string {
-	var names []string
-	for n, a := range m.Assigned {
-		if !a.Remove {
-			names = append(names, n)
-		}
-	}
-	if m.Ordered != nil {
-		for _, d := range m.Ordered.Deployments {
-			if _, ok := m.Assigned[d.Name]; !ok {
-				names = append(names, d.Name)
-			}
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
 // orphaned adds what the cluster has although nobody orders or removes it.
 func orphaned(t *tally, m fleet.Member) {
 	if m.Reported == nil {
 		return
 	}
 	for _, d := range m.Reported.Deployments {
-		if d.State == bundlefmt.Orphaned && !slices.Contains(deployments(m), d.Name) {
-			t.add(d.Name, standing{v1alpha1.StateOrphaned, "on the cluster, but no bundle orders or removes it", d.Since}, m.Link == fleet.Offline)
+		if d.State == bundlefmt.Orphaned && !slices.Contains(m.Deployments(), d.Name) {
+			t.add(d.Name, fleet.Status{State: v1alpha1.StateOrphaned, Message: "on the cluster, but no bundle orders or removes it", Since: d.Since}, m.Link == fleet.Offline)
 		}
 	}
 }

@@ -80,9 +80,9 @@ func (h *Hub) settlePrune(ctx context.Context, b *v1alpha1.Bundle) error {
 // confirmed sets ConfirmPrune where it makes a difference, and leaves it as it was ordered elsewhere: a confirmation that
 // one cluster waits for is no new release for all the others.
 func confirmed(want rollout.Release, m fleet.Member, name string, confirms bool) rollout.Release {
-	now := current(m, name)
+	now := m.Release(name)
 	want.Policy.ConfirmPrune = now.Policy.ConfirmPrune
-	if want.Equal(now) && (!confirms || available(m, name)) {
+	if want.Equal(now) && (!confirms || m.Available(name)) {
 		return want
 	}
 	want.Policy.ConfirmPrune = confirms

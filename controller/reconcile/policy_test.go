@@ -8,6 +8,7 @@ import (
 
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/fleet"
 	"shoal.dev/shoal/controller/publish"
 	"shoal.dev/shoal/controller/rollout"
 )
@@ -45,16 +46,31 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
+var (
+	oldDigest = bundlefmt.Sum([]byte("old"))
+	newDigest = bundlefmt.Sum([]byte("new"))
+)
+
+// member is a cluster that was ordered a release and reported something.
+func member(ordered bundlefmt.Digest, reports bundlefmt.DeploymentReport) fleet.Member {
+	reports.Name = "a"
+	return fleet.Member{
+		Link: fleet.Online, Assigned: map[string]publish.Assignment{},
+		Ordered:  &bundlefmt.Desired{Serial: 7, Deployments: []bundlefmt.Deployment{{Name: "a", Serial: 5, Digest: ordered}}},
+		Reported: &bundlefmt.Reported{Serial: 7, Deployments: []bundlefmt.DeploymentReport{reports}},
+	}
+}
+
 // A confirmed prune reaches the clusters that wait for it, and is no new release for the others.
 func TestConfirmed(t *testing.T) {
-	held := &bundlefmt.DeploymentReport{Digest: newDigest, Serial: 5, State: bundlefmt.Held}
-	ready := &bundlefmt.DeploymentReport{Digest: newDigest, Serial: 5, State: bundlefmt.Ready}
-	old := &bundlefmt.DeploymentReport{Digest: oldDigest, Serial: 3, State: bundlefmt.Ready}
+	held := bundlefmt.DeploymentReport{Digest: newDigest, Serial: 5, State: bundlefmt.Held}
+	ready := bundlefmt.DeploymentReport{Digest: newDigest, Serial: 5, State: bundlefmt.Ready}
+	old := bundlefmt.DeploymentReport{Digest: oldDigest, Serial: 3, State: bundlefmt.Ready}
 	want := rollout.Release{Digest: newDigest}
 	was := rollout.Release{Digest: newDigest, Policy: bundlefmt.Policy{ConfirmPrune: true}}
 	for _, c := range []struct {
 		name     string
-		report   *bundlefmt.DeploymentReport
+		report   bundlefmt.DeploymentReport
 		ordered  bundlefmt.Digest
 		assigned rollout.Release
 		confirms bool

@@ -15,88 +15,11 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/fleet"
-	"shoal.dev/shoal/controller/rollout"
 )
 
-// standing is where one deployment is.
-type standing struct {
-	State   v1alpha1.State
-	Message string
-	Since   time.Time
-}
-
-// current is the release a cluster was told to run, or is about to be told.
-func current(m fleet.Member, name string) rollout.Release {
-	if a, ok := m.Assigned[name]; ok && !a.Remove && !a.Release.IsZero() {
-		return a.Release
-	}
-	e, ok := m.Entry(name)
-	if !ok {
-		return rollout.Release{}
-	}
-	return rollout.Release{Digest: e.Digest, Policy: e.Policy}
-}
-
-// applied says whether the cluster has confirmed the release that is ordered now.
-func applied(m fleet.Member, name string) (bundlefmt.DeploymentReport, bool) {
-	e, ordered := m.Entry(name)
-	r, reported := m.Report(name)
-	return r, ordered && reported && r.Digest == e.Digest && r.Serial >= e.Serial
-}
-
-// available: the current release is applied and healthy, as far as the cluster has said.
-func available(m fleet.Member, name string) bool {
-	e, _ := m.Entry(name)
-	r, ok := applied(m, name)
-	return ok && current(m, name).Equal(rollout.Release{Digest: e.Digest, Policy: e.Policy}) && (r.State == bundlefmt.Ready || r.State == bundlefmt.Modified)
-}
-
-// stand says where a deployment is. The first that holds counts: not rendered, not ordered, not applied, not healthy, not the
-// newest, changed by hand, Ready.
-func stand(m fleet.Member, name string) standing {
-	a := m.Assigned[name]
-	_, ordered := m.Entry(name)
-	r, done := applied(m, name)
-	switch {
-	case a.Failed:
-		return standing{v1alpha1.StateErrRendered, a.Wait, r.Since}
-	case !ordered:
-		return standing{v1alpha1.StatePending, a.Wait, m.LinkSince}
-	case !done:
-		return standing{waiting(r.State), waitMessage(m, r), r.Since}
-	case r.State == bundlefmt.Ready && a.Wait != "":
-		return standing{v1alpha1.StateOutOfSync, a.Wait, r.Since}
-	}
-	return standing{v1alpha1.State(r.State), r.Message, r.Since}
-}
-
-// waiting is the state of a release that is not applied yet: what the cluster says of its attempt, if anything.
-func waiting(s bundlefmt.State) v1alpha1.State {
-	switch s {
-	case bundlefmt.Downloading, bundlefmt.ErrApplied, bundlefmt.Refused, bundlefmt.RolledBack, bundlefmt.Held:
-		return v1alpha1.State(s)
-	}
-	return v1alpha1.StateWaitApplied
-}
-
-func waitMessage(m fleet.Member, r bundlefmt.DeploymentReport) string {
-	switch {
-	case waiting(r.State) != v1alpha1.StateWaitApplied && r.Message != "":
-		return r.Message
-	case m.Link == fleet.Offline:
-		return "offline: gets it when it is back"
-	case m.Reported == nil:
-		return "has not reported yet"
-	case m.Reported.Refused != nil:
-		return "refused a message: " + m.Reported.Refused.Reason
-	}
-	return r.Message
-}
-
-// tally counts standings and remembers the ones to show.
+// tally counts deployments by state and remembers the ones to show.
 type tally struct {
 	summary v1alpha1.Summary
 	worst   v1alpha1.State
@@ -106,7 +29,7 @@ type tally struct {
 // severity orders states for summaries, worst first. It is bundlefmt's order with the hub's own states put in.
 var severity = []v1alpha1.State{
 	v1alpha1.StateErrRendered, v1alpha1.StateErrApplied, v1alpha1.StateRefused, v1alpha1.StateRolledBack, v1alpha1.StateWaitApplied,
-	v1alpha1.StateDownloading, v1alpha1.StateModified, v1alpha1.StateOutOfSync, v1alpha1.StateHeld, v1alpha1.StatePending,
+	v1alpha1.StateDownloading, v1alpha1.StateModified, v1alpha1.StateOutOfSync, v1alpha1.StateHeld, v1alpha1.StateRemoving, v1alpha1.StatePending,
 	v1alpha1.StateOrphaned, v1alpha1.StateNotReady, v1alpha1.StateReady,
 }
 
@@ -115,12 +38,22 @@ func worse(a, b v1alpha1.State) bool {
 	return b == "" || slices.Index(severity, a) < slices.Index(severity, b)
 }
 
-func (t *tally) add(name string, s standing, offline bool) {
+func (t *tally) add(name string, s fleet.Status, offline bool) {
 	t.summary.Desired++
 	*t.count(s.State)++
 	if offline {
 		t.summary.Offline++
 	}
+	t.note(name, s)
+}
+
+// leaving counts a deployment that is to go and is not gone yet: it is none of those there should be.
+func (t *tally) leaving(name string, s fleet.Status) {
+	t.summary.Removing++
+	t.note(name, s)
+}
+
+func (t *tally) note(name string, s fleet.Status) {
 	if worse(s.State, t.worst) {
 		t.worst = s.State
 	}

@@ -20,6 +20,7 @@ const (
 	StateRolledBack  State = "RolledBack"  // the agent went back to the release before
 	StateHeld        State = "Held"        // a window, a pause or a lock keeps the agent from acting
 	StateOrphaned    State = "Orphaned"    // on the cluster, but neither ordered nor to be removed
+	StateRemoving    State = "Removing"    // to be removed, and the cluster has not said yet that it is gone
 	StateErrRendered State = "ErrRendered" // the hub could not render it: clusters keep what they have
 	StateOffline     State = "Offline"     // the cluster has no link; normal, never a failure
 	StateStale       State = "Stale"       // the cluster's newest order is older than it should be
@@ -90,6 +91,9 @@ type Summary struct {
 	// Orphaned: still on the cluster, but neither ordered nor to be removed.
 	// +optional
 	Orphaned int32 `json:"orphaned,omitempty"`
+	// Removing: on the cluster still, and to be removed. These are not among the desired.
+	// +optional
+	Removing int32 `json:"removing,omitempty"`
 	// Stale: the newest order the cluster has is older than it should be.
 	// +optional
 	Stale int32 `json:"stale,omitempty"`
