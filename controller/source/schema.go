@@ -156,7 +156,7 @@ func optionFields() []field {
 			{name: "keepFailHistory", kind: boolean, doc: "Accepted; there is no Helm history on a cluster that could be kept."},
 		}},
 		{name: "diff", kind: object, target: appended, doc: "What does not count as drift.", fields: []field{
-			{name: "comparePatches", kind: objects, items: 256, fields: comparePatchFields(), doc: "Done to both sides before they are compared. In a target: one for the same apiVersion, kind, namespace and name replaces the bundle's."},
+			{name: "comparePatches", kind: objects, items: 256, fields: comparePatchFields(), doc: "Done to both sides before they are compared: between two releases what they name is the site's, and no repair touches it. A release writes what it states, whatever is exempt. In a target: one for the same apiVersion, kind, namespace and name replaces the bundle's."},
 		}},
 		{name: "downstreamResources", kind: objects, items: 64, target: appended, required: []string{"kind", "name"}, doc: "Secrets and ConfigMaps beside the Bundle on the hub that go to the cluster with it.", fields: []field{
 			{name: "kind", enum: []string{"Secret", "ConfigMap"}, doc: "Kind of the object."},
@@ -209,7 +209,7 @@ func comparePatchFields() []field {
 		{name: "kind", doc: "Of the objects; empty: any."},
 		{name: "namespace", doc: "Of the objects; empty: any."},
 		{name: "name", doc: "Of the objects; empty: any. A regular expression where an operation is ignore."},
-		{name: "jsonPointers", kind: stringList, items: 256, format: pointerFormat, doc: "Fields that do not count."},
+		{name: "jsonPointers", kind: stringList, items: 256, format: pointerFormat, doc: "Fields that do not count. Places in lists are those in the bundle's object."},
 		{name: "operations", kind: objects, items: 256, required: []string{"op"}, doc: "Operations of JSON Patch, done to both sides.", fields: []field{
 			{name: "op", enum: []string{"add", "remove", "replace", "test", "ignore"}, doc: "Operation of JSON Patch; ignore: the object may be missing."},
 			{name: "path", format: pointerFormat, doc: "JSON pointer of the field."},

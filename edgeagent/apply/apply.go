@@ -440,10 +440,13 @@ func (r *release) apply(ctx context.Context, o *object) error {
 		o.fail = f
 		return nil
 	}
-	if o.live == nil && r.d.Operation == "" && e.missing { // a repair does not bring back what may be missing
+	if r.d.Operation != "" { // a release writes what it states; the bundle's exemptions are about what comes after it
+		e = exempt{}
+	}
+	if o.live == nil && e.missing { // a repair does not bring back what may be missing
 		return nil
 	}
-	want, err := r.scalers.effective(ctx, o, e)
+	want, err := r.scalers.effective(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -466,7 +469,7 @@ func (r *release) apply(ctx context.Context, o *object) error {
 		o.fail = nil
 		r.a.log.Debug().Str("deployment", r.d.Name).Stringer("object", o.ref).Str("patch", patch(o, changes)).Msg("object differs")
 	}
-	return r.write(ctx, o, want)
+	return r.write(ctx, o, want, e)
 }
 
 // nobodys says that an object was there before the bundle, which only the install minds: an upgrade takes what its new
@@ -509,7 +512,12 @@ func (r *release) makeRoom(ctx context.Context, o *object) (done bool, err error
 	}
 }
 
-func (r *release) write(ctx context.Context, o *object, want *unstructured.Unstructured) error {
+// write makes o.live want, but for what is exempt.
+func (r *release) write(ctx context.Context, o *object, want *unstructured.Unstructured, e exempt) error {
+	wanted := want
+	if o.live != nil {
+		want = e.leave(want, o.live)
+	}
 	got, f, err := r.a.patch(ctx, r.kinds, o, want, metav1.ApplyOptions{FieldManager: FieldManager})
 	if f != nil {
 		o.fail = f
@@ -546,7 +554,7 @@ func (r *release) write(ctx context.Context, o *object, want *unstructured.Unstr
 	}
 	o.live = got
 	r.a.tracked.saw(o.kind.gvr, got)
-	return r.a.verify(o.ref, want, got)
+	return r.a.verify(o.ref, wanted, got, exemptions(r.d.Handling.ComparePatches, o.ref))
 }
 
 // isNewKind: an API server may answer for a moment that a kind is unknown although its CRD is established.

@@ -10,8 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-
-	"shoal.dev/shoal/bundlefmt"
 )
 
 // Status is how a deployment's objects stand on the cluster.
@@ -138,7 +136,7 @@ func (c *checking) object(ctx context.Context, o *object) error {
 		return nil
 	}
 	e := exemptions(c.d.Handling.ComparePatches, o.ref)
-	want, err := c.scalers.effective(ctx, o, e)
+	want, err := c.scalers.effective(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -192,7 +190,7 @@ const noDryRun Reason = "NoDryRun"
 //
 // What the bundle exempts from comparing is part of the pair.
 func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstructured.Unstructured, e exempt) ([]change, error) {
-	v, err := judge(want, o.live, e.ops)
+	v, err := judge(want, o.live, e)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +201,7 @@ func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstruc
 	if known {
 		return nil, nil
 	}
-	dry, f, err := a.patch(ctx, p, o, want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true, DryRun: []string{metav1.DryRunAll}})
+	dry, f, err := a.dryRun(ctx, p, o, want)
 	if f != nil {
 		o.fail = f
 		return nil, nil
@@ -219,7 +217,7 @@ func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstruc
 		o.fail = &f
 		return nil, nil
 	}
-	changes := diff(e.forCompare(o.live.Object), e.forCompare(dry.Object))
+	changes := diff(e.forCompare(o.live.Object, want.Object), e.forCompare(dry.Object, want.Object))
 	if len(changes) == 0 {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -228,9 +226,28 @@ func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstruc
 	return changes, nil
 }
 
-// verify notes that live is what writing want has led to.
-func (a *Applier) verify(ref Ref, want, live *unstructured.Unstructured) error {
-	v, err := judge(want, live, nil)
+// dryRun is what writing want would lead to. The answer is about the object as it is at that moment: where that is not the one that
+// was read (a controller has written in between), it is read again, so that nobody's change is taken for a difference.
+func (a *Applier) dryRun(ctx context.Context, p *pass, o *object, want *unstructured.Unstructured) (dry *unstructured.Unstructured, f *Finding, err error) {
+	for range 5 {
+		dry, f, err = a.patch(ctx, p, o, want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true, DryRun: []string{metav1.DryRunAll}})
+		if f != nil || err != nil || dry.GetResourceVersion() == o.live.GetResourceVersion() {
+			return dry, f, err
+		}
+		live, gone := a.get(ctx, o.kind, o.ref)
+		if gone != nil || live.GetUID() != o.live.GetUID() { // the next pass sees that
+			return dry, nil, nil
+		}
+		if o.live = live; dry.GetResourceVersion() == live.GetResourceVersion() {
+			break
+		}
+	}
+	return dry, f, err
+}
+
+// verify notes that live is what writing want has led to, apart from e.
+func (a *Applier) verify(ref Ref, want, live *unstructured.Unstructured, e exempt) error {
+	v, err := judge(want, live, e)
 	if err != nil {
 		return err
 	}
@@ -240,26 +257,26 @@ func (a *Applier) verify(ref Ref, want, live *unstructured.Unstructured) error {
 	return nil
 }
 
-func judge(want, live *unstructured.Unstructured, ops []bundlefmt.PatchOp) (verdict, error) {
+func judge(want, live *unstructured.Unstructured, e exempt) (verdict, error) {
 	var v verdict
 	h := sha256.New()
 	enc := json.NewEncoder(h)
 	top := make(map[string]any, len(live.Object))
-	for k, e := range live.Object {
+	for k, v := range live.Object {
 		if k != "status" && k != "metadata" {
-			top[k] = e
+			top[k] = v
 		}
 	}
 	meta := map[string]any{}
 	if m, ok := live.Object["metadata"].(map[string]any); ok {
-		for k, e := range m {
+		for k, v := range m {
 			if !bookkeeping[k] {
-				meta[k] = e
+				meta[k] = v
 			}
 		}
 		meta["uid"] = m["uid"]
 	}
-	for _, part := range []any{want.Object, top, meta, ops} {
+	for _, part := range []any{want.Object, top, meta, e.pointers, e.ops} {
 		if err := enc.Encode(part); err != nil {
 			return v, fmt.Errorf("hash object: %w", err)
 		}

@@ -2,8 +2,11 @@ package apply
 
 import (
 	"encoding/json"
+	"fmt"
 	"path"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
@@ -13,9 +16,10 @@ import (
 	"shoal.dev/shoal/bundlefmt"
 )
 
-// exempt is what a bundle's compare patches mean for one object. jsonPointers and operations that remove name fields that
-// are the site's own: they are neither compared nor changed. Other operations are done to both sides before they are
-// compared. "ignore" means that the object may be missing.
+// exempt is what a bundle's compare patches mean for one object between two releases. Fields that jsonPointers and operations
+// that remove name are not compared; other operations are done to both sides before they are compared. "ignore" means that the
+// object may be missing. A repair leaves what any of them names as it is on the cluster. A release knows no exemptions: it writes
+// what it states.
 type exempt struct {
 	pointers [][]string
 	ops      []bundlefmt.PatchOp
@@ -89,54 +93,157 @@ func pointer(p string) []string {
 	return steps
 }
 
-// leave gives want, at every exempt place, what live has there: writing it changes nothing then. want is not changed.
+// leave gives want, at every place that a patch names, what live has there: writing it changes nothing then. Of live only what
+// want states is taken over: the rest stays with whoever set it. want is not changed.
 func (e exempt) leave(want, live *unstructured.Unstructured) *unstructured.Unstructured {
-	out := want
-	for _, p := range e.pointers {
-		if len(p) == 0 {
-			continue
+	paths := slices.Clone(e.pointers)
+	for _, op := range e.ops {
+		paths = append(paths, pointer(op.Path))
+		if op.Op == "move" {
+			paths = append(paths, pointer(from(op)))
 		}
-		if _, ok := at2(want.Object, p); !ok {
+	}
+	out := want
+	for _, p := range paths {
+		if _, stated := at2(want.Object, p); len(p) == 0 || !stated {
 			continue
 		}
 		if out == want {
 			out = want.DeepCopy()
 		}
-		if v, ok := at2(live.Object, p); ok {
-			put(out.Object, p, v)
-		} else if parent, _ := at2(out.Object, p[:len(p)-1]); !isList(parent) {
-			drop(out.Object, p)
-		}
+		leaveAt(out.Object, live.Object, p)
 	}
 	return out
 }
 
-func isList(v any) bool { _, ok := v.([]any); return ok }
+// leaveAt is want with live's values at p and below; nil: live has nothing there. It changes want.
+func leaveAt(want, live any, p []string) any {
+	switch w := want.(type) {
+	case map[string]any:
+		l, ok := live.(map[string]any)
+		if !ok && len(p) == 0 {
+			return live
+		}
+		for k, e := range w {
+			if len(p) > 0 && k != p[0] {
+				continue
+			}
+			if w[k] = leaveAt(e, l[k], p[min(1, len(p)):]); w[k] == nil {
+				delete(w, k)
+			}
+		}
+		return w
+	case []any:
+		l, ok := live.([]any)
+		key := listKey(w, l)
+		if len(p) == 0 && (!ok || key == "") {
+			return live
+		}
+		for i, e := range w {
+			if len(p) > 0 && p[0] != strconv.Itoa(i) {
+				continue
+			}
+			var mate any
+			if n := mateOf(w, i, l); n >= 0 {
+				mate = l[n]
+			}
+			if v := leaveAt(e, mate, p[min(1, len(p)):]); v != nil || key != "" { // else the others would move up
+				w[i] = v
+			}
+		}
+		return slices.DeleteFunc(w, func(e any) bool { return e == nil })
+	}
+	return live
+}
 
-// forCompare are both sides as they are compared.
-func (e exempt) forCompare(o map[string]any) map[string]any {
+// mateOf is the place in b of the element that stands at i in a: by the field that names them, else at the same place; -1: none.
+func mateOf(a []any, i int, b []any) int {
+	key := listKey(a, b)
+	if key == "" {
+		if i < len(b) {
+			return i
+		}
+		return -1
+	}
+	name := fmt.Sprint(a[i].(map[string]any)[key])
+	return slices.IndexFunc(b, func(e any) bool { return fmt.Sprint(e.(map[string]any)[key]) == name })
+}
+
+// forCompare is a side as it is compared. Places in lists count in want, the bundle's own object: the cluster's may hold more
+// elements, or in another order.
+func (e exempt) forCompare(o, want map[string]any) map[string]any {
 	if !e.any() {
 		return o
 	}
+	var drops [][]string
+	for _, p := range e.pointers {
+		drops = append(drops, placed(p, want, o))
+	}
+	var ops []bundlefmt.PatchOp
+	for _, op := range e.ops {
+		if op.Op == "move" || op.Op == "copy" {
+			op.Value = join(placed(pointer(from(op)), want, o))
+		}
+		op.Path = join(placed(pointer(op.Path), want, o))
+		ops = append(ops, op)
+	}
 	u := unstructured.Unstructured{Object: o}
 	o = u.DeepCopy().Object
-	for _, p := range e.pointers {
+	for _, p := range drops {
 		if len(p) > 0 {
 			drop(o, p)
 		}
 	}
-	for _, op := range e.ops {
+	for _, op := range ops {
 		o = operate(o, op)
 	}
+	compact(o)
 	return o
 }
+
+// placed is where p, which counts in want, leads in o.
+func placed(p []string, want, o any) []string {
+	out := slices.Clone(p)
+	for i, s := range p {
+		w, ok1 := want.([]any)
+		l, ok2 := o.([]any)
+		if n, ok := index(s, len(w)); ok && ok1 && ok2 {
+			out[i] = "-" // nowhere
+			if n = mateOf(w, n, l); n >= 0 {
+				out[i] = strconv.Itoa(n)
+			}
+		}
+		want, _ = at2(want, p[i:i+1])
+		o, _ = at2(o, out[i:i+1])
+	}
+	return out
+}
+
+// compact takes out what drop has left in lists.
+func compact(v any) any {
+	switch x := v.(type) {
+	case map[string]any:
+		for k, e := range x {
+			x[k] = compact(e)
+		}
+	case []any:
+		for i, e := range x {
+			x[i] = compact(e)
+		}
+		return slices.DeleteFunc(x, func(e any) bool { return e == nil })
+	}
+	return v
+}
+
+// from is where an operation that moves or copies takes its value.
+func from(op bundlefmt.PatchOp) string { return strings.Trim(op.Value, `"`) }
 
 // operate does one operation; one that does not fit the object does nothing, since the two sides differ after all.
 func operate(o map[string]any, op bundlefmt.PatchOp) map[string]any {
 	step := map[string]any{"op": op.Op, "path": op.Path}
 	switch op.Op {
 	case "move", "copy":
-		step["from"] = strings.Trim(op.Value, `"`)
+		step["from"] = from(op)
 	default:
 		if op.Value != "" {
 			if json.Valid([]byte(op.Value)) {
@@ -166,6 +273,15 @@ func operate(o map[string]any, op bundlefmt.PatchOp) map[string]any {
 		return o
 	}
 	return out
+}
+
+// join is the pointer of which these are the steps.
+func join(steps []string) string {
+	var b strings.Builder
+	for _, s := range steps {
+		b.WriteString("/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(s))
+	}
+	return b.String()
 }
 
 func at2(v any, p []string) (any, bool) {
@@ -201,23 +317,7 @@ func index(s string, n int) (int, bool) {
 	return i, s != "" && i < n
 }
 
-func put(o map[string]any, p []string, v any) {
-	parent, ok := at2(o, p[:len(p)-1])
-	if !ok {
-		return
-	}
-	last := p[len(p)-1]
-	switch x := parent.(type) {
-	case map[string]any:
-		x[last] = v
-	case []any:
-		if i, ok := index(last, len(x)); ok {
-			x[i] = v
-		}
-	}
-}
-
-// drop takes a field out. An element of a list becomes null: the others must keep their places.
+// drop takes a field out. An element of a list becomes null, for compact: until then the others keep their places.
 func drop(o map[string]any, p []string) {
 	parent, ok := at2(o, p[:len(p)-1])
 	if !ok {

@@ -41,7 +41,7 @@ const secretYAML = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringDat
 func TestWrittenWithTheRightsOfAnAccount(t *testing.T) {
 	s := newSite(t)
 	s.living()
-	d := s.deployment("x", configMap("a", "1")+"\n---\n"+secretYAML)
+	d := s.deployment("tenanted", configMap("a", "1")+"\n---\n"+secretYAML)
 	d.Policy.ServiceAccount = "tenant"
 	f := s.errorOf(s.try(d, nil), "a")
 	if f.Reason != NoAccount {
@@ -64,7 +64,7 @@ func TestWrittenWithTheRightsOfAnAccount(t *testing.T) {
 	contains(t, f.Message, `User "system:serviceaccount:`+s.ns+`:tenant" cannot patch resource "secrets"`)
 	// Looking is the agent's own right, comparing is writing.
 	s.edit(configMaps, "a", `{"data":{"v":"2"}}`)
-	only := s.deployment("x", configMap("a", "1"))
+	only := s.deployment("tenanted", configMap("a", "1"))
 	only.Policy.ServiceAccount = "tenant"
 	contains(t, s.modified(only).Message, `data.v: "2" → "1"`)
 	// The tenant is cleaned away, account first: what carries the label goes all the same, and no hook runs with the agent's rights.

@@ -213,7 +213,7 @@ func scalerOf(o map[string]any) scaler {
 }
 
 // effective is want for this cluster at this moment.
-func (s *autoscalers) effective(ctx context.Context, o *object, e exempt) (*unstructured.Unstructured, error) {
+func (s *autoscalers) effective(ctx context.Context, o *object) (*unstructured.Unstructured, error) {
 	if o.live == nil {
 		return o.want, nil
 	}
@@ -223,5 +223,5 @@ func (s *autoscalers) effective(ctx context.Context, o *object, e exempt) (*unst
 		failed = err
 		return ok
 	})
-	return e.leave(want, o.live), failed
+	return want, failed
 }
