@@ -28,10 +28,22 @@ type Status struct {
 	Heard     time.Time `json:"heard,omitzero"` // last byte from the hub
 	LinkError string    `json:"linkError,omitempty"`
 
-	Locks []LockStatus `json:"locks,omitempty"` // that hold changes now
+	Locks  []LockStatus  `json:"locks,omitempty"`  // that hold changes now
+	Closed *ClosedStatus `json:"closed,omitempty"` // no window is open
 
 	Damaged int64 `json:"damaged,omitempty"` // files in the data directory
 	bundlefmt.Reported
+}
+
+// ClosedStatus says why releases wait for a window.
+type ClosedStatus struct {
+	Why   string    `json:"why"`
+	Opens time.Time `json:"opens,omitzero"` // zero: not known
+}
+
+// Holds reports whether the window is still closed at now, as far as the agent knew when it wrote that down.
+func (c *ClosedStatus) Holds(now time.Time) bool {
+	return c != nil && (c.Opens.IsZero() || now.Before(c.Opens))
 }
 
 func (s *site) status(now time.Time) Status {
@@ -40,6 +52,9 @@ func (s *site) status(now time.Time) Status {
 		Connected: s.link.up, Since: s.link.since, LinkError: s.link.err, Damaged: s.store.Damaged(), Reported: s.reported(now),
 	}
 	st.Locks = append(lockStatus(s.locks.files, false, now), lockStatus(s.locks.leases, true, now)...)
+	if why, opens := plan.Closed(s.state(), now); why != "" {
+		st.Closed = &ClosedStatus{Why: why, Opens: opens}
+	}
 	if s.link.client != nil {
 		st.Heard = s.link.client.Heard()
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"shoal.dev/shoal/edgeagent"
 	"shoal.dev/shoal/edgeagent/plan"
 	"shoal.dev/shoal/edgeagent/store"
 )
@@ -35,7 +36,7 @@ func lock(c config, w io.Writer, now time.Time) error {
 	return err
 }
 
-func unlock(c config, w io.Writer) error {
+func unlock(c config, w io.Writer, now time.Time) error {
 	st, err := store.Read(c.dataDir)
 	if err != nil {
 		return fmt.Errorf("%w (is --data-dir %s right?)", err, c.dataDir)
@@ -46,6 +47,23 @@ func unlock(c config, w io.Writer) error {
 		}
 		return err
 	}
-	_, err = fmt.Fprintf(w, "Lock %s is off: what waited begins within seconds.\n", c.lockName)
+	_, err = fmt.Fprintf(w, "Lock %s is off: %s.\n", c.lockName, afterUnlock(c, now))
 	return err
+}
+
+// afterUnlock says what comes of what waited: the lock may not have been all that holds it.
+func afterUnlock(c config, now time.Time) string {
+	st, err := edgeagent.ReadStatus(c.dataDir)
+	switch {
+	case err != nil:
+		return "what else may hold changes cannot be read: " + err.Error()
+	case len(st.Locks) > 0:
+		l := st.Locks[0]
+		return fmt.Sprintf("changes still wait for lock %s, until %s", l.Name, l.Ends.Local().Format(time.RFC3339))
+	case st.Closed.Holds(now):
+		return "changes still wait: " + st.Closed.Why
+	case !st.Running:
+		return "what waited begins when the agent runs again"
+	}
+	return "what waited begins within seconds"
 }

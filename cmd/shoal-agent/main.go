@@ -100,7 +100,7 @@ func dispatch(ctx context.Context, args []string, getenv func(string) string, st
 	case "lock":
 		return lock(c, stdout, time.Now())
 	case "unlock":
-		return unlock(c, stdout)
+		return unlock(c, stdout, time.Now())
 	case "help":
 		_, err = parse(cmd, []string{"--help"}, getenv, stdout)
 		return err

@@ -110,9 +110,10 @@ func TestLock(t *testing.T) {
 	do("by file manual: stock count (anna)", 0, "status")
 	do("Locked until", 0, "lock", "--reason", "backup", "--name", "backup")
 	do("is not a DNS label", 1, "lock", "--reason", "x", "--name", "../x")
-	do("Lock manual is off", 0, "unlock")
+	do("Lock manual is off: changes still wait for lock backup, until ", 0, "unlock")
 	do("there is no lock file", 1, "unlock")
 	do("by file backup: backup", 0, "status")
+	do("Lock backup is off: what waited begins when the agent runs again", 0, "unlock", "--name", "backup")
 }
 
 // The agent stays small: none of the hub's heavy libraries may come in by any way.

@@ -56,6 +56,9 @@ func status(c config, w io.Writer, now time.Time) error {
 		}
 		line("Locked", "until %s by %s %s: %s", l.Ends.Local().Format(time.RFC3339), what, l.Name, strings.TrimSpace(why))
 	}
+	if st.Closed.Holds(now) {
+		line("Window", "closed: %s", st.Closed.Why)
+	}
 	if st.Damaged > 0 {
 		line("Disk", "%d damaged files were moved to %s/damaged", st.Damaged, c.dataDir)
 	}

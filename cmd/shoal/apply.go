@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -114,7 +113,7 @@ func (a *app) apply(ctx context.Context, name, dir string, o applyOptions) error
 			b.Namespace = ns
 			verb, err := applyBundle(ctx, bundles, b, o.force, dryRun)
 			if err != nil {
-				return explain(fmt.Errorf("apply bundle %s/%s: %w", ns, b.Name, err), cfg.Host, ns)
+				return notAccepted(fmt.Errorf("apply bundle %s/%s: %w", ns, b.Name, err))
 			}
 			switch {
 			case !dryRun:
@@ -251,21 +250,14 @@ func typed(u *unstructured.Unstructured) (*v1alpha1.Bundle, error) {
 	return &b, json.Unmarshal(data, &b)
 }
 
-// explain adds what to do to the errors that beginners meet.
-func explain(err error, host, namespace string) error {
+// notAccepted says what to do about a Bundle that the API server does not take.
+func notAccepted(err error) error {
 	var status apierrors.APIStatus
-	var op *net.OpError
 	switch {
-	case errors.As(err, &op):
-		return fmt.Errorf("%w: is the hub's Kubernetes at %s running, and is this the right --kubeconfig and --context?", err, host)
 	case apierrors.IsInvalid(err) && errors.As(err, &status) && status.Status().Details != nil:
 		return invalid(status.Status().Details)
 	case apierrors.IsConflict(err):
 		return fmt.Errorf("%w: another tool owns these fields; take them over with --force-conflicts", err)
-	case apierrors.IsNotFound(err) && errors.As(err, &status) && status.Status().Details != nil && status.Status().Details.Kind == "namespaces":
-		return fmt.Errorf("%w: make it with: kubectl create namespace %s", err, namespace)
-	case apierrors.IsNotFound(err):
-		return fmt.Errorf("%w: this Kubernetes does not know bundles; start `shoal controller` on it once, it installs them", err)
 	}
 	return err
 }

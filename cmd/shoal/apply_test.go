@@ -52,7 +52,16 @@ func TestApply(t *testing.T) {
 	s.file("old.yaml", "a: b\n")
 
 	// Before a hub ever ran there: the message says what to do.
-	s.run(exitFailed, "does not know bundles; start `shoal controller`", "apply", "web", s.dir)
+	for _, args := range [][]string{
+		{"apply", "web", s.dir}, {"get", "bundles"}, {"get", "cluster", "paris"}, {"token", "create", "stores"},
+		{"diff", s.dir, "--cluster", "paris"},
+	} {
+		code := exitFailed
+		if args[0] == "diff" {
+			code = exitTrouble
+		}
+		s.run(code, "the Kubernetes at "+cfg.Host+" does not know bundles, so no hub has run there", args...)
+	}
 	if _, err := envtest.InstallCRDs(cfg, envtest.CRDInstallOptions{Paths: []string{"../../deploy/crds"}, ErrorIfPathMissing: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +124,7 @@ func TestApply(t *testing.T) {
 		t.Errorf("targets %v, restrictions %v: want one customization and one target", two.Spec.Targets, two.Spec.TargetRestrictions)
 	}
 
+	t.Run("get", func(t *testing.T) { getFromServer(t, cfg, cluster.Kubeconfig()) })
 	t.Run("diff", func(t *testing.T) { diffOnServer(t, cfg, cluster.Kubeconfig()) })
 	t.Run("nulls", func(t *testing.T) { nullsOnServer(t, cfg, cluster.Kubeconfig()) })
 }
@@ -209,6 +219,20 @@ func (s applyStory) applyFromClient(name string) {
 	}
 }
 
+// getFromServer: names as kubectl takes them, and where to look when nothing is found.
+func getFromServer(t *testing.T, cfg *rest.Config, kubeconfig string) {
+	s := applyStory{t: t, cfg: cfg, kubeconfig: kubeconfig, ns: kubetest.Namespace(t, cfg)}
+	for _, name := range []string{"paris", "rome", "oslo"} {
+		s.create("Cluster", name, map[string]any{})
+	}
+	s.run(exitOK, "\nrome\n", "get", "cluster", "rome")
+	s.run(exitOK, "\nrome\noslo\n", "get", "clusters", "rome", "oslo")
+	s.run(exitOK, `"name": "oslo"`, "get", "clusters", "oslo", "-o", "json")
+	s.run(exitFailed, "there is no cluster bern in workspace "+s.ns+": see shoal get clusters -A", "get", "cluster", "rome", "bern")
+	s.run(exitUsage, "names go neither with -A nor with -l", "get", "cluster", "rome", "-A")
+	s.run(exitOK, "there are clusters in ", "get", "clusters", "-n", "default")
+}
+
 // diffOnServer: the Bundle that is stored is compared, for a Cluster as the hub knows it. No hub runs: the test writes its part.
 func diffOnServer(t *testing.T, cfg *rest.Config, kubeconfig string) {
 	s := applyStory{t: t, cfg: cfg, kubeconfig: kubeconfig, dir: t.TempDir(), ns: kubetest.Namespace(t, cfg)}
@@ -297,8 +321,8 @@ func (s applyStory) patchStatus(plural, name, data string) {
 	}
 }
 
-// TestExplain: what the API server does not accept is a line each.
-func TestExplain(t *testing.T) {
+// TestNotAccepted: what the API server does not accept is a line each.
+func TestNotAccepted(t *testing.T) {
 	t.Parallel()
 	err := apierrors.NewInvalid(schema.GroupKind{Group: "shoal.dev", Kind: "Bundle"}, "web", field.ErrorList{
 		field.Invalid(field.NewPath("spec", "helm", "releaseName"), "No", "should match"),
@@ -307,7 +331,7 @@ func TestExplain(t *testing.T) {
 	want := `apply bundle web: the hub does not accept it:
   spec.helm.releaseName: Invalid value: "No": should match
   spec.targets: Too many: 1001: must have at most 1000 items`
-	if got := explain(fmt.Errorf("apply bundle shop/web: %w", err), "", "shop").Error(); got != want {
+	if got := notAccepted(fmt.Errorf("apply bundle shop/web: %w", err)).Error(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }

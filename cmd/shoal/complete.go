@@ -20,7 +20,7 @@ func oneOf(flag, value string, known ...string) error {
 		return nil
 	}
 	known = slices.DeleteFunc(slices.Clone(known), func(s string) bool { return s == "" })
-	return fmt.Errorf("%s %q: want %s", flag, value, strings.Join(known, ", "))
+	return usage{fmt.Errorf("%s %q: want %s", flag, value, strings.Join(known, ", "))}
 }
 
 func completeValues(cmd *cobra.Command, flag string, values ...string) {

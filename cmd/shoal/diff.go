@@ -158,7 +158,7 @@ func (a *app) compareWithHub(ctx context.Context, after []*v1alpha1.Bundle, o di
 	}
 	s, err := a.clusterOnHub(ctx, kube, ns, o)
 	if err != nil {
-		return site{}, nil, explain(err, "", ns)
+		return site{}, nil, err
 	}
 	var pairs []pair
 	for _, b := range after {

@@ -22,6 +22,11 @@ var errDifferent = errors.New("there are differences")
 // errProblems says nothing more: the problems are on standard output.
 var errProblems = errors.New("there are problems")
 
+// usage is an error in what was typed that shows only when the command looks at it, such as a value that a flag does not know.
+type usage struct{ error }
+
+func (u usage) Unwrap() error { return u.error }
+
 // trouble is an error of a command for which the exit code 1 means something else.
 type trouble struct{ error }
 
@@ -33,7 +38,7 @@ func exitCode(err error, started bool) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case !started:
+	case !started, errors.As(err, new(usage)):
 		return exitUsage
 	case errors.Is(err, errNotReady):
 		return exitNotReady

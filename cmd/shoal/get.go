@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +18,9 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/duration"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -66,12 +69,17 @@ type table struct {
 func getListCommand[L client.ObjectList](a *app, plural string, list L, rows func(L, time.Time) table) *cobra.Command {
 	var o getOptions
 	cmd := &cobra.Command{
-		Use:     plural,
+		Use:     plural + " [NAME...]",
 		Aliases: []string{strings.TrimSuffix(plural, "s")},
-		Short:   "Show " + plural,
-		Example: fmt.Sprintf("  shoal get %[1]s\n  shoal get %[1]s -A -o yaml", plural),
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Short:   "Show " + plural + ", all of the workspace or those named",
+		Example: fmt.Sprintf("  shoal get %[1]s\n  shoal get %[1]s -A -o yaml\n  shoal get %[2]s NAME", plural, strings.TrimSuffix(plural, "s")),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			if len(names) > 0 && (o.allNamespaces || o.selector != "") {
+				return usage{errors.New("names go neither with -A nor with -l: a name is of one workspace")}
+			}
 			kube, ns, err := a.hubClient()
 			if err != nil {
 				return err
@@ -83,24 +91,73 @@ func getListCommand[L client.ObjectList](a *app, plural string, list L, rows fun
 			if o.selector != "" {
 				sel, err := metav1.ParseToLabelSelector(o.selector)
 				if err != nil {
-					return fmt.Errorf("--selector: %w", err)
+					return usage{fmt.Errorf("--selector: %w", err)}
 				}
 				s, err := metav1.LabelSelectorAsSelector(sel)
 				if err != nil {
-					return fmt.Errorf("--selector: %w", err)
+					return usage{fmt.Errorf("--selector: %w", err)}
 				}
 				opts = append(opts, client.MatchingLabelsSelector{Selector: s})
 			}
 			if err := kube.List(cmd.Context(), list, opts...); err != nil {
-				return explain(fmt.Errorf("list %s: %w", plural, err), "", ns)
+				return fmt.Errorf("list %s: %w", plural, err)
+			}
+			if err := named(list, plural, ns, names); err != nil {
+				return err
+			}
+			if meta.LenList(list) == 0 && !o.allNamespaces {
+				defer a.elsewhere(cmd.Context(), kube, list, plural)
 			}
 			return o.print(a, list, rows(list, time.Now()), ns)
 		},
+	}
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return a.completeNames(cmd, list, word)
 	}
 	cmd.Flags().StringVarP(&o.selector, "selector", "l", "", "label selector, such as env=prod,region!=south")
 	o.register(cmd)
 	return cmd
 }
+
+// named leaves only the objects with these names in a list; without names all. One that is not there is an error.
+func named(list client.ObjectList, plural, ns string, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	items, err := meta.ExtractList(list)
+	if err != nil {
+		return err
+	}
+	var kept []runtime.Object
+	for _, name := range names {
+		i := slices.IndexFunc(items, func(o runtime.Object) bool { return o.(client.Object).GetName() == name })
+		if i < 0 {
+			return fmt.Errorf("there is no %s %s in workspace %s: see shoal get %s -A",
+				strings.TrimSuffix(plural, "s"), name, ns, plural)
+		}
+		kept = append(kept, items[i])
+	}
+	return meta.SetList(list, kept)
+}
+
+// elsewhere says which workspaces do hold what was not found in this one, to whoever may see that.
+func (a *app) elsewhere(ctx context.Context, kube client.Client, list client.ObjectList, plural string) {
+	if kube.List(ctx, list) != nil {
+		return
+	}
+	spaces := map[string]bool{}
+	_ = meta.EachListItem(list, func(o runtime.Object) error {
+		spaces[o.(client.Object).GetNamespace()] = true
+		return nil
+	})
+	if len(spaces) > 0 {
+		fmt.Fprintf(a.stderr, "there are %s in %s: name the workspace with -n, or all with -A\n",
+			plural, strings.Join(slices.Sorted(maps.Keys(spaces)), ", "))
+	}
+}
+
+// check refuses what print does not know before anything is asked.
+func (o *getOptions) check() error { return oneOf("--output", o.output, "", "json", "yaml") }
 
 func (o *getOptions) register(cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "of all workspaces")
@@ -121,9 +178,6 @@ func (o getOptions) print(a *app, value any, t table, ns string) error {
 		}
 		_, err = a.stdout.Write(b)
 		return err
-	case "":
-	default:
-		return oneOf("--output", o.output, "json", "yaml")
 	}
 	if len(t.rows) == 0 {
 		where := "in workspace " + ns
@@ -222,6 +276,9 @@ Held what holds it and until when: a window, a pause, a lock on the site, or a r
   shoal get deployments --bundle web -A`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
 			ns, err := a.kubernetes.Namespace()
 			if err != nil {
 				return err

@@ -4,10 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
+	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -22,6 +29,7 @@ type kubernetesFlags struct {
 
 	getenv   func(string) string
 	warnings io.Writer
+	host     string // of the API server, for messages; known once RESTConfig was called
 }
 
 func (k *kubernetesFlags) register(root *cobra.Command) {
@@ -42,17 +50,35 @@ func (k *kubernetesFlags) config() clientcmd.ClientConfig {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: k.context})
 }
 
-var errNoKubernetes = errors.New("no Kubernetes to talk to: set --kubeconfig or KUBECONFIG")
+// errNoKubernetes: nothing says where the hub's API is.
+var errNoKubernetes = errors.New("no Kubernetes to talk to: set --kubeconfig or KUBECONFIG " +
+	"(on a K3s server: /etc/rancher/k3s/k3s.yaml)")
+
+// readProblem says which file is to blame when there is no kubeconfig to read.
+func (k *kubernetesFlags) readProblem(err error) error {
+	list := filepath.SplitList(k.getenv("KUBECONFIG"))
+	missing := func(file string) bool {
+		_, err := os.Stat(file)
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	switch {
+	case k.kubeconfig != "" && missing(k.kubeconfig):
+		return fmt.Errorf("--kubeconfig %s: no such file", k.kubeconfig)
+	case clientcmd.IsEmptyConfig(err) && k.kubeconfig == "" && len(list) > 0 && !slices.ContainsFunc(list, func(f string) bool { return !missing(f) }):
+		return fmt.Errorf("KUBECONFIG %s: no such file", k.getenv("KUBECONFIG"))
+	case clientcmd.IsEmptyConfig(err):
+		return errNoKubernetes
+	}
+	return fmt.Errorf("read kubeconfig: %w", err)
+}
 
 // RESTConfig is how to reach the API server. Its warnings go to standard error.
 func (k *kubernetesFlags) RESTConfig() (*rest.Config, error) {
 	cfg, err := k.config().ClientConfig()
-	switch {
-	case clientcmd.IsEmptyConfig(err):
-		return nil, errNoKubernetes
-	case err != nil:
-		return nil, fmt.Errorf("read kubeconfig: %w", err)
+	if err != nil {
+		return nil, k.readProblem(err)
 	}
+	k.host = cfg.Host
 	cfg.UserAgent = "shoal/" + versionString()
 	cfg.QPS, cfg.Burst = 50, 100
 	cfg.WarningHandler = rest.NewWarningWriter(k.warnings, rest.WarningWriterOptions{Deduplicate: true})
@@ -77,7 +103,7 @@ func (a *app) hubClient() (client.Client, string, error) {
 	}
 	kube, err := client.New(cfg, client.Options{Scheme: scheme})
 	if err != nil {
-		return nil, "", fmt.Errorf("reach the hub's Kubernetes API at %s: %w", cfg.Host, err)
+		return nil, "", fmt.Errorf("connect to the hub's Kubernetes: %w", err)
 	}
 	return kube, ns, nil
 }
@@ -88,11 +114,38 @@ func (k *kubernetesFlags) Namespace() (string, error) {
 		return k.namespace, nil
 	}
 	ns, _, err := k.config().Namespace()
-	switch {
-	case clientcmd.IsEmptyConfig(err):
-		return "", errNoKubernetes
-	case err != nil:
-		return "", fmt.Errorf("read kubeconfig: %w", err)
+	if err != nil {
+		return "", k.readProblem(err)
 	}
 	return ns, nil
+}
+
+// explain adds what to do to the errors that every command can meet when it talks to the hub's Kubernetes.
+func (k *kubernetesFlags) explain(err error) error {
+	var status apierrors.APIStatus
+	var op *net.OpError
+	switch {
+	case err == nil || k.host == "":
+	case errors.As(err, &op) && op.Op == "dial":
+		return fmt.Errorf("%w: is the hub's Kubernetes at %s running, and is this the right --kubeconfig and --context?", err, k.host)
+	case apierrors.IsUnauthorized(err):
+		return fmt.Errorf("%w: the Kubernetes at %s does not accept these credentials: "+
+			"is this the right --kubeconfig and --context?", err, k.host)
+	case meta.IsNoMatchError(err):
+		return noHub(err, k.host)
+	case apierrors.IsNotFound(err) && errors.As(err, &status) && status.Status().Details != nil:
+		switch d := status.Status().Details; {
+		case d.Kind == "namespaces":
+			return fmt.Errorf("%w: make it with: kubectl create namespace %s", err, d.Name)
+		case apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse): // no such path: the kind is not known
+			return noHub(err, k.host)
+		}
+	}
+	return err
+}
+
+// noHub is for a Kubernetes that has none of our resource definitions.
+func noHub(err error, host string) error {
+	return fmt.Errorf("%w: the Kubernetes at %s does not know bundles, so no hub has run there: is this the right --kubeconfig and --context? "+
+		"To make it a hub, start `shoal controller` on it or install deploy/charts/shoal", err, host)
 }

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -43,13 +45,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 
 	a := &app{stdout: stdout, stderr: stderr, getenv: getenv, kubernetes: &kubernetesFlags{getenv: getenv, warnings: stderr}}
 	root := rootCommand(a)
-	root.SetArgs(args)
+	root.SetArgs(joinWait(args))
 	cmd, err := root.ExecuteContextC(ctx)
+	err = a.kubernetes.explain(err)
 	code := exitCode(err, a.started)
 	if err != nil && !silent(err) {
 		fmt.Fprintf(stderr, "shoal: %v\n", err)
 	}
-	if err != nil && !a.started {
+	if code == exitUsage && !errors.As(err, new(trouble)) {
 		fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
 	}
 	return code
@@ -75,9 +78,11 @@ This program is the hub (shoal controller) and the tool to work with it.`,
 
   # how the fleet stands
   kubectl get bundles,clusters,clustergroups`,
+		Version:       versionString(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+	root.SetVersionTemplate(versionLine())
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	a.kubernetes.register(root)
@@ -99,6 +104,26 @@ func (a *app) noteStart(c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		a.noteStart(sub)
 	}
+}
+
+// joinWait makes "--wait 5s" what people mean by it. The flag's value is optional, so that the parser takes only "--wait=5s" and
+// would read 5s as a directory.
+func joinWait(args []string) []string {
+	var out []string
+	for i := 0; i < len(args); i++ {
+		if args[i] == "--" {
+			return append(out, args[i:]...)
+		}
+		if args[i] == "--wait" && i+1 < len(args) {
+			if _, err := time.ParseDuration(args[i+1]); err == nil {
+				out = append(out, args[i]+"="+args[i+1])
+				i++
+				continue
+			}
+		}
+		out = append(out, args[i])
+	}
+	return out
 }
 
 // arguments is how many words a command takes; cobra's own message does not say which.

@@ -39,6 +39,12 @@ func versionString() string {
 	return "devel"
 }
 
+// versionLine is what "shoal version" and "shoal --version" print.
+func versionLine() string {
+	return fmt.Sprintf("shoal %s (format %d, %s, %s/%s)\n",
+		versionString(), bundlefmt.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
 func versionCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
@@ -46,7 +52,7 @@ func versionCommand(a *app) *cobra.Command {
 		Example: "  shoal version",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(a.stdout, "shoal %s (format %d, %s, %s/%s)\n", versionString(), bundlefmt.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprint(a.stdout, versionLine())
 			return err
 		},
 	}

@@ -115,6 +115,12 @@ func (d *decision) closed(what activity) (why string, opens time.Time) {
 	return why, opens
 }
 
+// Closed says why new releases wait for a window at now, and until when; empty: no window holds them.
+func Closed(s State, now time.Time) (why string, opens time.Time) {
+	d := decision{s: &s, now: now}
+	return d.closed(applying)
+}
+
 // Lock is the site's own say: while it is held nothing is changed.
 type Lock struct {
 	Name   string
