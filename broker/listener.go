@@ -29,7 +29,7 @@ func (b *Broker) accept(ctx context.Context, ln net.Listener, serve func(net.Con
 			}
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			b.metrics.acceptErrors.Inc()
-			b.log.Error().Err(err).Dur("pause", pause).Msg("accept connection: trying again")
+			b.log.Error().Err(err).Stringer("pause", pause).Msg("accept connection: trying again")
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():

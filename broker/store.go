@@ -57,12 +57,21 @@ var (
 	errDamaged = errors.New("store file is damaged")
 )
 
+// mayNotWrite adds what to do where a directory belongs to somebody else.
+func mayNotWrite(err error, dir string) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: make %s writable for user %d, who runs this (volumes such as a bare hostPath ignore fsGroup)",
+			err, dir, os.Getuid())
+	}
+	return err
+}
+
 // openStore loads path into put, in order. A damaged file is moved aside and reported: the caller starts empty, which deletes
 // nothing on any site because absence deletes nothing.
 func openStore(path string, log zerolog.Logger, put func(*message)) (s *store, err error) {
 	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open retained store: %w", err)
+		return nil, fmt.Errorf("open retained store: %w", mayNotWrite(err, filepath.Dir(path)))
 	}
 	defer func() {
 		if err != nil {

@@ -87,7 +87,8 @@ func New(ctx context.Context, o Options) (*Hub, error) {
 	if o.Prefix == "" {
 		o.Prefix = topics.Default
 	}
-	ctrl.SetLogger(zerologr.New(&o.Log))
+	lib := library(o.Log)
+	ctrl.SetLogger(zerologr.New(&lib))
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("build scheme: %w", err)
@@ -123,12 +124,13 @@ func New(ctx context.Context, o Options) (*Hub, error) {
 }
 
 func manager(o Options, scheme *runtime.Scheme) (ctrl.Manager, error) {
+	lib := library(o.Log)
 	skipName := true // a process may hold several hubs, in tests
 	opts := ctrl.Options{
 		Scheme:                 scheme,
 		Metrics:                server.Options{BindAddress: "0"}, // served with the hub's own
 		HealthProbeBindAddress: "0",
-		Logger:                 zerologr.New(&o.Log),
+		Logger:                 zerologr.New(&lib),
 		Client:                 client.Options{Cache: &client.CacheOptions{}},
 		// Secrets and ConfigMaps are read one at a time and seldom: a cache of them would hold every secret of the cluster.
 		NewCache: cache.New,
@@ -142,6 +144,15 @@ func manager(o Options, scheme *runtime.Scheme) (ctrl.Manager, error) {
 		return nil, fmt.Errorf("prepare controllers: %w", err)
 	}
 	return mgr, nil
+}
+
+// library is the log of controller-runtime. What it calls information (each source and worker that it starts) is of use only to
+// whoever looks for a fault in the hub itself.
+func library(log zerolog.Logger) zerolog.Logger {
+	if log.GetLevel() > zerolog.DebugLevel {
+		log = log.Level(max(log.GetLevel(), zerolog.WarnLevel))
+	}
+	return log.With().Str("component", "controller-runtime").Logger()
 }
 
 // ServerTLS is the broker's side of TLS for the given host names and addresses.

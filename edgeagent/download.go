@@ -113,7 +113,7 @@ func (d *download) run(ctx context.Context) error {
 				if err := d.s.store.Verified(d.rel.Digest, d.keys); err != nil {
 					d.log.Warn().Err(err).Msg("keep the keys of a bundle")
 				}
-				d.log.Info().Dur("took", time.Since(began)).Int("parts", header.Parts()).Msg("bundle is complete")
+				d.log.Info().Stringer("took", time.Since(began).Round(time.Millisecond)).Int("parts", header.Parts()).Msg("bundle is complete")
 				return nil
 			}
 			return err

@@ -46,7 +46,7 @@ func (a *Agent) identity(ctx context.Context, s *site) (id store.Identity, ok bo
 		if errors.Is(err, errFinal) {
 			wait = max(wait, s.o.Timing.RetryMax/2)
 		}
-		a.log.Error().Err(err).Dur("again_in", wait).Msg("this site has not enrolled")
+		a.log.Error().Err(err).Stringer("again_in", wait.Round(time.Millisecond)).Msg("this site has not enrolled")
 		s.post(func() { s.linkDown(err) })
 		if !pause(ctx, wait) {
 			return id, false

@@ -90,7 +90,7 @@ func (d *demo) explain(ctx context.Context) error {
 	p("    %s", mosquitto)
 	p("")
 	p("Change something and deploy it:")
-	p("    $EDITOR %s", filepath.Join(d.bundle, "fleet.yaml"))
+	p("    ${EDITOR:-vi} %s", filepath.Join(d.bundle, "fleet.yaml"))
 	p("    shoal apply shop %s --wait", d.bundle)
 	p("")
 	p("Logs: %s", filepath.Join(d.fleet.Logs(), "*.log"))

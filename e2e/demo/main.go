@@ -46,9 +46,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err != nil && !interrupted {
 		d.failed(err)
 	}
-	if cerr := d.close(); cerr != nil && err == nil {
-		err = cerr
+	if cerr := d.close(); cerr != nil {
 		d.say("cleaning up: %v", cerr)
+		if err == nil {
+			err = cerr
+		}
+	} else if d.dir != "" {
+		d.say("everything is stopped and removed")
 	}
 	switch {
 	case interrupted && !*check:
@@ -100,7 +104,7 @@ func (d *demo) play(ctx context.Context, check bool) error {
 		return err
 	}
 	<-ctx.Done()
-	d.title("Ctrl-C: everything is stopped and removed")
+	d.title("Ctrl-C: stopping hub, agents and clusters")
 	return nil
 }
 

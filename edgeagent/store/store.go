@@ -39,18 +39,27 @@ type Store struct {
 	damaged  atomic.Int64
 }
 
+// mayNotWrite adds what to do where the directory belongs to somebody else.
+func mayNotWrite(err error, dir string) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: make %s writable for user %d, who runs this (volumes such as a bare hostPath ignore fsGroup)",
+			err, dir, os.Getuid())
+	}
+	return err
+}
+
 // Open makes the directory if need be, takes it for this process, and sweeps away what a power cut left half-written.
 func Open(dir string, log zerolog.Logger) (*Store, error) {
 	s := &Store{dir: dir, log: log.With().Str("component", "store").Logger(), written: map[string][sha256.Size]byte{}}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make data directory: %w", err)
+		return nil, fmt.Errorf("make data directory: %w", mayNotWrite(err, dir))
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
 		s.log.Warn().Err(err).Msg("data directory holds the site's private key and its permissions cannot be narrowed")
 	}
 	var err error
 	if s.lock, err = lock(s.path("lock")); err != nil {
-		return nil, err
+		return nil, mayNotWrite(err, dir)
 	}
 	if err := s.prepare(); err != nil {
 		return nil, errors.Join(err, s.Close())
