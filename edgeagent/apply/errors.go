@@ -83,7 +83,7 @@ func findingOf(ref Ref, err error, delicate bool) Finding {
 	case isUnknownResource(st):
 		return Finding{ref, UnknownKind, fmt.Sprintf("no matches for kind %q in version %q (is its CRD installed?)", ref.Kind, apiVersion(ref))}
 	case apierrors.IsNotFound(err) && st.Details != nil && st.Details.Kind == "namespaces":
-		return Finding{ref, NoNamespace, fmt.Sprintf("namespace %q does not exist: add it to the bundle or allow createNamespace", ref.Namespace)}
+		return Finding{ref, NoNamespace, fmt.Sprintf("namespace %q does not exist: add it to the bundle as an object; createNamespace makes only the bundle's own namespace", ref.Namespace)}
 	case apierrors.IsInvalid(err):
 		return invalid(ref, st, delicate)
 	case apierrors.IsConflict(err):
