@@ -2,6 +2,7 @@ package bundlefmt
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -169,6 +170,9 @@ func refOf(o map[string]any) (Ref, error) {
 	kind, _ := o["kind"].(string)
 	name, _ := meta["name"].(string)
 	namespace, isString := meta["namespace"].(string)
+	if s := notText(meta["name"]); s != "" {
+		return Ref{}, fmt.Errorf("%w: %s: metadata.name is %s and no text: in YAML put it in quotes", ErrMalformed, cmp.Or(kind, "object"), s)
+	}
 	switch {
 	case apiVersion == "":
 		return Ref{}, fmt.Errorf("%w: object has no apiVersion", ErrMalformed)
@@ -191,6 +195,15 @@ func refOf(o map[string]any) (Ref, error) {
 		}
 	}
 	return r, nil
+}
+
+// notText is a number or a boolean where a text is expected, as YAML makes them of 12, n or on; empty: it is neither.
+func notText(v any) string {
+	switch v := v.(type) {
+	case bool, json.Number, float64, int64, int:
+		return fmt.Sprint(v)
+	}
+	return ""
 }
 
 // pathSegment holds the parts of an identity to what can be one segment of a path of the Kubernetes API: a name must

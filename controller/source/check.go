@@ -181,6 +181,9 @@ func expanded(n *yamlv3.Node, depth int) (int, *Problem) {
 	}
 	sum := 1
 	for i, c := range n.Content {
+		if n.Kind == yamlv3.MappingNode && i%2 == 0 && c.ShortTag() == "!!null" {
+			return 0, &Problem{Line: c.Line, Message: fmt.Sprintf("the key %q is read as null, which cannot be a key: put it in quotes", c.Value)}
+		}
 		if n.Kind == yamlv3.MappingNode && i%2 == 0 && (c.Kind == yamlv3.MappingNode || c.Kind == yamlv3.SequenceNode) {
 			return 0, &Problem{Line: c.Line, Message: "a map or a list cannot be a key: put text that begins with { or [ in quotes"}
 		}
