@@ -53,6 +53,7 @@ type hub struct {
 	log    *lockedBuffer
 	stop   func()
 	url    string
+	wrap   func(mqtt.Carrier) mqtt.Carrier // what the hub publishes through; nil: the broker as it is
 }
 
 func newHub(t *testing.T) *hub {
@@ -95,11 +96,15 @@ func (h *hub) start() {
 		h.t.Fatal(err)
 	}
 	h.url = "mqtts://" + b.Addr().String()
+	var carrier mqtt.Carrier = b
+	if h.wrap != nil {
+		carrier = h.wrap(b)
+	}
 	done := make(chan error, 2)
 	brokerCtx, stopBroker := context.WithCancel(context.Background())
 	go func() { done <- b.Run(brokerCtx) }()
 	go func() {
-		done <- c.Run(ctx, controller.Attachment{Carrier: b, URL: h.url, Disconnect: func(id string) { b.Disconnect(func(x string) bool { return x == id }) }})
+		done <- c.Run(ctx, controller.Attachment{Carrier: carrier, URL: h.url, Disconnect: func(id string) { b.Disconnect(func(x string) bool { return x == id }) }})
 		stopBroker()
 	}()
 	h.stop = sync.OnceFunc(func() {

@@ -333,6 +333,18 @@ func (v *View) Looked(workspace, bundle string) {
 	}
 }
 
+// Gone drops what was decided for a bundle that does not exist any more. What was ordered stays.
+func (v *View) Gone(workspace, bundle string) {
+	v.mu.Lock()
+	for c, m := range v.members {
+		if a, ok := m.Assigned[bundle]; ok && c.Workspace == workspace && !a.Remove {
+			delete(m.Assigned, bundle)
+		}
+	}
+	v.mu.Unlock()
+	v.Looked(workspace, bundle)
+}
+
 // tellAll tells that something is new about every cluster of a workspace.
 func (v *View) tellAll(workspace string) {
 	var all []topics.Cluster

@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"shoal.dev/shoal/bundlefmt"
@@ -76,14 +77,14 @@ func (m Member) Status(name string) Status {
 	case !done:
 		s.State, s.Message = waiting(r.State), m.waitMessage(r)
 	}
+	behind, blocked := m.behind(name), m.Problem.Message
 	switch {
-	case !m.behind(name):
-	case s.State == v1alpha1.StateReady:
+	case behind && s.State == v1alpha1.StateReady:
 		s.State, s.Message = v1alpha1.StateOutOfSync, m.waits(a.Wait)
-	case m.Problem.Message != "" && s.Message == "":
-		s.Message = m.Problem.Message
-	case m.Problem.Message != "":
-		s.Message += "; the newest release is not ordered: " + m.Problem.Message
+	case blocked != "" && s.State == v1alpha1.StateWaitApplied: // the cluster says nothing of it because it cannot get it
+		s.Message = blocked
+	case blocked != "" && behind:
+		s.Message = strings.TrimPrefix(s.Message+"; the newest release is not ordered: "+blocked, "; ")
 	}
 	return s
 }
@@ -102,7 +103,7 @@ func (m Member) Removal(name string) (Status, bool) {
 	switch {
 	case a.Remove && a.Wait != "" && (runs || reported):
 		return Status{v1alpha1.StateHeld, a.Wait, r.Since}, true
-	case m.removes(name):
+	case m.Removes(name):
 		return m.leaving(r, reported), true
 	case a.Remove && runs:
 		return Status{v1alpha1.StateRemoving, cmp.Or(m.Problem.Message, "the removal is not ordered yet"), r.Since}, true
@@ -110,8 +111,8 @@ func (m Member) Removal(name string) (Status, bool) {
 	return Status{}, false
 }
 
-// removes says whether the document in force takes a deployment away and the cluster has not confirmed that.
-func (m Member) removes(name string) bool {
+// Removes says whether the document in force takes a deployment away and the cluster has not confirmed that.
+func (m Member) Removes(name string) bool {
 	if m.Ordered == nil {
 		return false
 	}
@@ -201,7 +202,7 @@ func (m Member) Leaving() []string {
 // Unseen says whether something was decided for an older generation of the Cluster, and not for this one yet.
 func (m Member) Unseen(generation int64) bool {
 	for _, a := range m.Assigned {
-		if a.Generation < generation {
+		if !a.Remove && a.Generation < generation {
 			return true
 		}
 	}

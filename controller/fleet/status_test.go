@@ -68,6 +68,7 @@ func TestStatus(t *testing.T) {
 		{name: "cannot be published", m: member(oldDigest, report(oldDigest, 5, bundlefmt.Ready, "")), problem: "disk full", assigned: publish.Assignment{Release: rollout.Release{Digest: newDigest}}, state: v1alpha1.StateOutOfSync, message: "disk full"},
 		{name: "cannot be published, and what runs is broken", m: member(oldDigest, report(oldDigest, 5, bundlefmt.NotReady, "0 of 1 Pods")), problem: "disk full",
 			assigned: publish.Assignment{Release: rollout.Release{Digest: newDigest}}, state: v1alpha1.StateNotReady, message: "0 of 1 Pods; the newest release is not ordered: disk full"},
+		{name: "the cluster cannot take what is ordered", m: member(newDigest, report(oldDigest, 3, bundlefmt.Ready, "")), problem: "conflict", state: v1alpha1.StateWaitApplied, message: "conflict"},
 		{name: "nothing is to be published that cannot be", m: member(newDigest, report(newDigest, 5, bundlefmt.Ready, "")), problem: "disk full", assigned: publish.Assignment{Release: rollout.Release{Digest: newDigest}}, state: v1alpha1.StateReady, available: true},
 		{name: "reported of an order that is not known", m: member(newDigest, report(newDigest, 8, bundlefmt.Ready, "")), state: v1alpha1.StateWaitApplied},
 		{name: "to be removed, not ordered yet", m: member(newDigest, report(newDigest, 5, bundlefmt.Ready, "")), assigned: publish.Assignment{Remove: true}, state: v1alpha1.StateRemoving, message: "the removal is not ordered yet", available: true},

@@ -59,7 +59,8 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 	}
 	for name, a := range in.Assigned {
 		if a.Remove && a.Wait != "" {
-			continue // it stays as it was ordered
+			delete(removals, name) // an order to remove it is taken back: in neither list the cluster leaves it alone
+			continue
 		}
 		if a.Remove {
 			if _, ok := deployments[name]; ok || has(in.Reported, name) && removals[name].Serial == 0 {
@@ -114,6 +115,21 @@ func (in DocumentInput) entry(name string, a Assignment, old bundlefmt.Deploymen
 		}
 	}
 	return d, true
+}
+
+// Missing names assigned releases that the document does not hold, because they are not sealed any more.
+func Missing(d *bundlefmt.Desired, assigned map[string]Assignment) []string {
+	var names []string
+	for name, a := range assigned {
+		there := slices.ContainsFunc(d.Deployments, func(x bundlefmt.Deployment) bool {
+			return x.Name == name && a.Release.Equal(rollout.Release{Digest: x.Digest, Policy: x.Policy})
+		})
+		if !a.Remove && !a.Release.IsZero() && !there {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // removed says whether the cluster saw the order to remove and no longer has the deployment.

@@ -67,6 +67,8 @@ func TestDocument(t *testing.T) {
 		{"a bundle that comes back is not removed", &bundlefmt.Desired{Serial: 6, Remove: []bundlefmt.Removal{{Name: "a", Serial: 6}}, StaleAfter: now.Add(time.Hour)}, reports(6, "a"), map[string]Assignment{"a": assigned("1")}, "a@9 ", false},
 		{"broker lost everything, the cluster still has what is no longer targeted: removed by name", nil, reports(5, "a"), map[string]Assignment{"a": gone}, "-a@9 ", false},
 		{"broker lost everything, the cluster has what nobody knows: left alone", nil, reports(5, "x"), nil, "", false},
+		{"a removal that waits is not ordered", ordered(5, at("a", "1", 3)), nil, map[string]Assignment{"a": {Remove: true, Wait: "paused"}}, "a@3 ", true},
+		{"a removal that waits after it was ordered is taken back", &bundlefmt.Desired{Serial: 6, Remove: []bundlefmt.Removal{{Name: "a", Serial: 6}}, StaleAfter: now.Add(time.Hour)}, reports(6, "a"), map[string]Assignment{"a": {Remove: true, Wait: "paused"}}, "", false},
 		{"never there: nothing to remove", ordered(5), reports(5), map[string]Assignment{"a": gone}, "", true},
 		{"not rendered here yet: nothing is ordered", ordered(5), nil, map[string]Assignment{"a": assigned("unsealed")}, "", true},
 	} {
@@ -85,6 +87,14 @@ func TestDocument(t *testing.T) {
 				t.Errorf("news is %v", news)
 			}
 		})
+	}
+}
+
+func TestMissing(t *testing.T) {
+	d := ordered(5, at("a", "1", 3), at("b", "1", 3))
+	got := Missing(d, map[string]Assignment{"a": assigned("1"), "b": assigned("2"), "c": assigned("1"), "d": {Remove: true}, "e": {Wait: "paused"}})
+	if !slices.Equal(got, []string{"b", "c"}) {
+		t.Errorf("got %v", got)
 	}
 }
 

@@ -37,7 +37,9 @@ const ConfirmRemoval = "shoal.dev/confirm-removal"
 func (h *Hub) reconcileBundle(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var b v1alpha1.Bundle
 	if err := h.Client.Get(ctx, req.NamespacedName, &b); err != nil {
-		h.View.Looked(req.Namespace, req.Name)
+		if apierrors.IsNotFound(err) {
+			h.View.Gone(req.Namespace, req.Name)
+		}
 		// Gone without a farewell (its finalizer was taken off, or this is another cluster's API): absence removes nothing.
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
@@ -202,8 +204,31 @@ func (p *pass) after(out outcome, cluster string) outcome {
 	if err != nil {
 		return p.failed(err)
 	}
+	if why := p.awaits(first, cluster); why != "" {
+		return outcome{wait: why}
+	}
 	out.release.Policy.DependsOn = first
 	return out
+}
+
+// awaits says which dependency holds this bundle on a cluster at the hub; empty: none. What the cluster says of a dependency is about
+// the release that it has; only the hub knows that a newer one is wanted there and cannot be ordered.
+func (p *pass) awaits(first []bundlefmt.Dependency, cluster string) string {
+	member := p.View.Get(p.id(cluster))
+	for _, d := range first {
+		a, ok := member.Assigned[d.Name]
+		if !ok || !a.Failed && a.Wait == "" && member.Problem.Message == "" {
+			continue // it is decided and goes out before this one, or with it
+		}
+		s, accepted := member.Status(d.Name), d.States
+		if len(accepted) == 0 {
+			accepted = []bundlefmt.State{bundlefmt.Ready}
+		}
+		if !slices.Contains(accepted, bundlefmt.State(s.State)) {
+			return fmt.Sprintf("waits for bundle %s (%s): %s", d.Name, s.State, s.Message)
+		}
+	}
+	return ""
 }
 
 // failed is the outcome for a cluster that keeps what it has until a mistake is corrected.
@@ -216,7 +241,10 @@ func (p *pass) failed(err error) outcome {
 // itself is the outcome.
 func (p *pass) render(ctx context.Context, m target.Match, cl *v1alpha1.Cluster) (outcome, error) {
 	apis, err := p.apiVersions(ctx, cl.Status.APIVersions)
-	if err != nil {
+	switch {
+	case apierrors.IsNotFound(err): // somebody deleted it: the cluster tells once more
+		return outcome{wait: "waits for the cluster to tell its API versions again: " + err.Error()}, p.unlearn(ctx, cl)
+	case err != nil:
 		return outcome{}, err
 	}
 	extras, problem, err := p.downstream(ctx, m.Options.DownstreamResources)
@@ -323,35 +351,63 @@ func (p *pass) strategy() rollout.Strategy {
 	return out
 }
 
-// remove orders the bundle away from clusters that it no longer targets. More of them than usual wait for a confirmation.
+// remove orders the bundle away from clusters that it no longer targets. More of them than usual wait for a confirmation, and nothing
+// goes while the cluster or the bundle is paused.
 func (p *pass) remove() {
 	was := p.bundle.Status.RemovalHeld
 	p.bundle.Status.RemovalHeld = nil
 	having := p.View.Having(p.bundle.Namespace, p.bundle.Name)
-	lose := slices.DeleteFunc(p.targetsNot(having), func(name string) bool { // a paused cluster keeps what it has
-		return slices.ContainsFunc(p.clusters, func(c v1alpha1.Cluster) bool { return c.Name == name && c.Spec.Paused })
-	})
-	p.losing = len(lose)
-	if rollout.HoldRemoval(len(having), len(lose)) && p.bundle.Annotations[ConfirmRemoval] != strconv.Itoa(len(lose)) {
-		p.bundle.Status.RemovalHeld = &v1alpha1.RemovalHeld{
-			Clusters: int32(len(lose)),
-			Message: fmt.Sprintf("its targets no longer match %d of the %d clusters that have it; nothing is removed until you confirm: kubectl -n %s annotate bundles.shoal.dev %s %s=%d",
-				len(lose), len(having), p.bundle.Namespace, p.bundle.Name, ConfirmRemoval, len(lose)),
-			Since: metav1.NewTime(p.now.Truncate(time.Second)),
+	var lose []string
+	for _, name := range p.targetsNot(having) {
+		switch why := p.keeps(name); {
+		case why != "":
+			p.View.Assign(p.id(name), p.bundle.Name, p.removal(name, why))
+		case !p.leaves(name):
+			lose = append(lose, name)
 		}
+	}
+	p.losing = len(lose)
+	held := ""
+	if rollout.HoldRemoval(len(having), len(lose)) && p.bundle.Annotations[ConfirmRemoval] != strconv.Itoa(len(lose)) {
+		held = fmt.Sprintf("its targets no longer match %d of the %d clusters that have it; nothing is removed until you confirm: kubectl -n %s annotate bundles.shoal.dev %s %s=%d",
+			len(lose), len(having), p.bundle.Namespace, p.bundle.Name, ConfirmRemoval, len(lose))
+		p.bundle.Status.RemovalHeld = &v1alpha1.RemovalHeld{Clusters: int32(len(lose)), Message: held, Since: metav1.NewTime(p.now.Truncate(time.Second))}
 		if was != nil {
 			p.bundle.Status.RemovalHeld.Since = was.Since
 		}
-		return
 	}
 	for _, name := range lose {
-		p.View.Assign(p.id(name), p.bundle.Name, p.removal(name))
+		p.View.Assign(p.id(name), p.bundle.Name, p.removal(name, held))
 	}
 }
 
-// removal takes the bundle away; whether objects stay is what the site was last told.
-func (p *pass) removal(cluster string) publish.Assignment {
-	return publish.Assignment{Remove: true, Release: p.View.Get(p.id(cluster)).Release(p.bundle.Name)}
+// keeps says why nothing of the bundle may leave a cluster now; empty: it may.
+func (p *pass) keeps(cluster string) string {
+	const how = "it stays until that ends: kubectl -n %s patch %s.shoal.dev %s --type merge -p '{\"spec\":{\"paused\":false}}'"
+	if p.bundle.Spec.Paused {
+		return fmt.Sprintf("the bundle is to be removed, but it is paused; "+how, p.bundle.Namespace, "bundles", p.bundle.Name)
+	}
+	if slices.ContainsFunc(p.clusters, func(c v1alpha1.Cluster) bool { return c.Name == cluster && c.Spec.Paused }) {
+		return fmt.Sprintf("the bundle is to be removed, but the cluster is paused; "+how, p.bundle.Namespace, "clusters", cluster)
+	}
+	return ""
+}
+
+// leaves says whether the removal from a cluster was decided before: nobody has to confirm it once more.
+func (p *pass) leaves(cluster string) bool {
+	m := p.View.Get(p.id(cluster))
+	a := m.Assigned[p.bundle.Name]
+	return a.Remove && a.Wait == "" || !a.Remove && a.Release.IsZero() && m.Removes(p.bundle.Name)
+}
+
+// removal takes the bundle away, unless wait says why not yet; whether objects stay is what the site was last told.
+func (p *pass) removal(cluster, wait string) publish.Assignment {
+	m := p.View.Get(p.id(cluster))
+	out := publish.Assignment{Remove: true, Release: m.Release(p.bundle.Name), Wait: wait}
+	if old := m.Assigned[p.bundle.Name]; old.Remove && out.Release.IsZero() {
+		out.Release = old.Release
+	}
+	return out
 }
 
 // targetsNot returns the clusters among having that exist and are not targeted.
@@ -457,13 +513,17 @@ func (h *Hub) deleteBundle(ctx context.Context, b *v1alpha1.Bundle, clusters []v
 	if !controllerutil.ContainsFinalizer(b, Finalizer) {
 		return ctrl.Result{}, nil
 	}
-	p := pass{Hub: h, bundle: b, clusters: clusters}
-	left := 0
+	before := b.DeepCopy()
+	p := pass{Hub: h, bundle: b, clusters: clusters, now: time.Now()}
+	left, kept := 0, 0
 	for _, name := range p.targetsNot(h.View.Having(b.Namespace, b.Name)) {
-		if a := h.View.Get(p.id(name)).Assigned[b.Name]; !a.Remove {
-			h.View.Assign(p.id(name), b.Name, p.removal(name))
+		why := p.keeps(name)
+		if why != "" || !p.leaves(name) {
+			h.View.Assign(p.id(name), b.Name, p.removal(name, why))
 		}
-		if _, ordered := h.View.Get(p.id(name)).Entry(b.Name); ordered {
+		if _, ordered := h.View.Get(p.id(name)).Entry(b.Name); why != "" {
+			kept++
+		} else if ordered {
 			left++
 		}
 	}
@@ -472,7 +532,14 @@ func (h *Hub) deleteBundle(ctx context.Context, b *v1alpha1.Bundle, clusters []v
 			h.View.Assign(p.id(c.Name), b.Name, publish.Assignment{Remove: true})
 		}
 	}
-	if left > 0 {
+	if left+kept > 0 {
+		p.status()
+		if err := h.writeStatus(ctx, before, b); err != nil {
+			return ctrl.Result{}, err
+		}
+		if left == 0 {
+			return ctrl.Result{}, nil // a change of the cluster or the bundle wakes us
+		}
 		return ctrl.Result{RequeueAfter: time.Second}, nil
 	}
 	controllerutil.RemoveFinalizer(b, Finalizer)
@@ -493,6 +560,17 @@ func (h *Hub) apiVersions(ctx context.Context, name string) ([]string, error) {
 		return nil, fmt.Errorf("read API versions: %w", err)
 	}
 	return lines(cm.Data[apiVersionsKey]), nil
+}
+
+// unlearn forgets which facts of a cluster the hub has, so that they are taken in again.
+func (h *Hub) unlearn(ctx context.Context, cl *v1alpha1.Cluster) error {
+	after := cl.DeepCopy()
+	after.Status.Facts = ""
+	if err := h.writeStatus(ctx, cl, after); err != nil {
+		return err
+	}
+	h.Changed(topics.Cluster{Workspace: cl.Namespace, Name: cl.Name})
+	return nil
 }
 
 // ignoreConflict: somebody else wrote first; their change brings us here again.

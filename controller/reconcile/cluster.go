@@ -86,6 +86,10 @@ func (h *Hub) reconcileCluster(ctx context.Context, req ctrl.Request) (ctrl.Resu
 // next is when to look again without news.
 func (h *Hub) next(m fleet.Member, cl *v1alpha1.Cluster) time.Duration {
 	switch {
+	case m.Problem.Reason == reasonNotSealed:
+		return 2 * coalesce // the bundle is looked at meanwhile
+	case m.Problem.Reason != "":
+		return again
 	case m.Link == fleet.Online && (unconfirmed(m) || unlearned(m, cl)):
 		return again
 	case h.StaleAfter > 0:
@@ -148,7 +152,18 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 	})
 	doc.Workspace, doc.Cluster = id.Workspace, id.Name
 	if news {
-		return h.publish(ctx, id, cl, doc)
+		if blocked, err := h.publish(ctx, id, cl, doc); err != nil || blocked.Reason != "" {
+			return blocked, err
+		}
+	}
+	if missing := publish.Missing(doc, m.Assigned); len(missing) > 0 {
+		for _, name := range missing {
+			h.bundles.add(id.Workspace, name, coalesce)
+		}
+		return fleet.Problem{Reason: reasonNotSealed, Message: fmt.Sprintf("nothing newer is ordered of %s: it is being rendered again", strings.Join(missing, ", "))}, nil
+	}
+	if news {
+		return fleet.Problem{}, nil
 	}
 	if m.Link == fleet.Online && unconfirmed(m) && now.Sub(m.SentAt) >= again {
 		if err := h.Publisher.Document(ctx, id, m.Ordered.Serial, m.Message); err != nil {
@@ -262,6 +277,7 @@ func (h *Hub) learn(ctx context.Context, id topics.Cluster, m fleet.Member, cl *
 		return err
 	}
 	cl.Status.Facts, cl.Status.KubernetesVersion, cl.Status.APIVersions, cl.Status.Nodes = m.Reported.Facts, m.Facts.KubernetesVersion, name, int32(m.Facts.Nodes)
+	h.Changed(id) // bundles may have waited for them, also if they say the same as before
 	return nil
 }
 
@@ -386,7 +402,7 @@ func orphaned(t *tally, m fleet.Member) {
 		return
 	}
 	for _, d := range m.Reported.Deployments {
-		if d.State == bundlefmt.Orphaned && !slices.Contains(m.Deployments(), d.Name) {
+		if d.State == bundlefmt.Orphaned && !slices.Contains(m.Deployments(), d.Name) && !slices.Contains(m.Leaving(), d.Name) {
 			t.add(d.Name, fleet.Status{State: v1alpha1.StateOrphaned, Message: "on the cluster, but no bundle orders or removes it", Since: d.Since}, m.Link == fleet.Offline)
 		}
 	}

@@ -111,12 +111,12 @@ var fleetSchema = sync.OnceValue(func() field {
 	}
 	top = append(top, optionFields()...)
 	top = append(top,
-		field{name: "paused", kind: boolean, doc: "Clusters keep what they have and show OutOfSync; first installs wait, too."},
+		field{name: "paused", kind: boolean, doc: "Clusters keep what they have and show OutOfSync; first installs and removals wait, too."},
 		field{name: "deleteNamespace", kind: boolean, doc: "Removing the bundle from a cluster deletes its namespace with everything in it."},
 		field{name: "deleteCRDResources", kind: boolean, doc: "Removing the bundle deletes its CRDs, and with them every object of these kinds. Default: they stay."},
 		field{name: "deleteVolumes", kind: boolean, doc: "Removing the bundle deletes its PersistentVolumes and PersistentVolumeClaims. Default: they stay. Not in Fleet."},
 		field{name: "dependsOn", kind: objects, items: 64, anyOf: []string{"name", "selector"}, fields: dependencyFields(),
-			doc: "Bundles that must be in an accepted state on the same cluster before this one changes there; the agent looks, also without a link."},
+			doc: "Bundles that must be in an accepted state on the same cluster before this one changes there; the agent looks, also without a link. While the hub holds a newer release of one back, or cannot order it, this one waits at the hub."},
 		field{name: "ignore", kind: object, doc: "What does not count for readiness.", fields: []field{
 			{name: "conditions", kind: stringMaps, items: 64, doc: "A condition of an object that has all pairs of one of these maps does not count."},
 		}},
