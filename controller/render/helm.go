@@ -368,7 +368,12 @@ func (r *rendering) addRendered(rendered map[string]string) error {
 // addTemplate adds the objects of one rendered template.
 func (r *rendering) addTemplate(name, text string) error {
 	docs, err := r.memory.read(helmStream, text, func() ([]document, error) {
-		texts := splitManifests(text)
+		var texts []string
+		for _, doc := range splitManifests(text) {
+			for _, one := range jsonValues([]byte(doc)) {
+				texts = append(texts, string(one))
+			}
+		}
 		out := make([]document, len(texts))
 		for i, text := range texts {
 			one, err := r.memory.read(helmDocument, text, func() ([]document, error) {

@@ -28,6 +28,7 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 			return err
 		}
 	}
+	objects := objectFiles(files)
 	mem := filesys.MakeFsInMemory()
 	for _, name := range sortedNames(files) {
 		if isYAML(name) {
@@ -35,7 +36,14 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		if err := mem.WriteFile("/bundle/"+name, files[name]); err != nil {
+		data := files[name]
+		if objects[name] {
+			var err error
+			if data, err = separated(data); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		if err := mem.WriteFile("/bundle/"+name, data); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -91,6 +99,47 @@ func readings(files map[string][]byte, dir string, known map[string]int) int {
 	}
 	known[dir] = n
 	return n
+}
+
+// objectFiles are those files that kustomizations read as objects, and not as the content of a ConfigMap or Secret.
+func objectFiles(files map[string][]byte) map[string]bool {
+	out := map[string]bool{}
+	for name, data := range files {
+		if !slices.Contains(kustomizationNames(), path.Base(name)) {
+			continue
+		}
+		var m map[string]any
+		_ = yaml.Unmarshal(data, &m) // what is wrong with it, kustomize says
+		for field, v := range m {
+			list, _ := v.([]any)
+			for _, e := range list {
+				if p, ok := e.(map[string]any); ok && oneOf(field, "patches", "patchesJson6902") {
+					e = p["path"]
+				} else if !oneOf(field, "resources", "patchesStrategicMerge", "generators", "transformers", "validators") {
+					continue
+				}
+				if file, ok := e.(string); ok {
+					out[path.Join(path.Dir(name), file)] = true
+				}
+			}
+		}
+	}
+	return out
+}
+
+// separated puts a marker between JSON values that follow one another: kustomize would read the first only. What follows an object in
+// any other way is an error.
+func separated(data []byte) ([]byte, error) {
+	docs := documents(data)
+	for _, d := range docs {
+		if err := checkEnd(d); err != nil {
+			return nil, err
+		}
+	}
+	if len(docs) == len(marked(data)) {
+		return data, nil
+	}
+	return bytes.Join(docs, []byte("\n---\n")), nil
 }
 
 // kustomizationFile is the name of the kustomization in a directory, or "".

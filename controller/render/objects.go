@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -21,9 +23,18 @@ const (
 	maxNesting = 100
 )
 
-// documents cuts a YAML stream at its "---" and "..." lines. YAML allows these markers nowhere else at the start of a
-// line, so a cut never falls into a text. Positions matter: document numbers in messages count empty ones too.
+// documents cuts a stream at its "---" and "..." lines, and JSON values that follow one another. YAML allows these markers nowhere
+// else at the start of a line, so a cut never falls into a text. Positions matter: document numbers in messages count empty ones too.
 func documents(data []byte) [][]byte {
+	var docs [][]byte
+	for _, doc := range marked(data) {
+		docs = append(docs, jsonValues(doc)...)
+	}
+	return docs
+}
+
+// marked cuts a stream at its markers.
+func marked(data []byte) [][]byte {
 	var docs [][]byte
 	var doc []byte
 	started := false
@@ -31,9 +42,12 @@ func documents(data []byte) [][]byte {
 		marker := bytes.TrimRight(line, " \t\r\n")
 		switch {
 		case bytes.Equal(marker, []byte("...")):
-			continue
+			if started || !blank(doc) {
+				docs = append(docs, doc)
+			}
+			started, doc = false, nil
 		case bytes.HasPrefix(line, []byte("---")) && (len(marker) == 3 || line[3] == ' ' || line[3] == '\t'):
-			if started || len(bytes.TrimSpace(doc)) > 0 {
+			if started || !blank(doc) {
 				docs = append(docs, doc)
 			}
 			started = true
@@ -42,12 +56,63 @@ func documents(data []byte) [][]byte {
 			doc = append(doc, line...)
 		}
 	}
-	return append(docs, doc)
+	if started || !blank(doc) || len(docs) == 0 {
+		docs = append(docs, doc)
+	}
+	return docs
 }
+
+func blank(doc []byte) bool { return len(bytes.TrimSpace(doc)) == 0 }
+
+// jsonValues cuts a document that is several JSON values, as kubectl reads them; any other stays whole.
+func jsonValues(doc []byte) [][]byte {
+	if text := bytes.TrimSpace(doc); len(text) == 0 || text[0] != '{' {
+		return [][]byte{doc}
+	}
+	var out [][]byte
+	for dec := json.NewDecoder(bytes.NewReader(doc)); ; {
+		var v json.RawMessage
+		switch err := dec.Decode(&v); {
+		case err == io.EOF:
+			return out
+		case err != nil:
+			return [][]byte{doc} // flow YAML, or a mistake that others name
+		}
+		out = append(out, v)
+	}
+}
+
+// checkEnd refuses a document after whose end something follows: the YAML library would not read it.
+func checkEnd(doc []byte) error {
+	if plainKey.Match(doc) {
+		return nil // a map that begins at the margin ends where the document does
+	}
+	dec := yamlv3.NewDecoder(bytes.NewReader(doc))
+	var n yamlv3.Node
+	if err := dec.Decode(&n); err != nil {
+		return nil // the engine says better what is wrong
+	}
+	if err := dec.Decode(&n); err != io.EOF {
+		line := n.Line
+		if err != nil {
+			line = 0 // the library counts from 0 here, and leaves 0 out
+			_, _ = fmt.Sscanf(err.Error(), "yaml: line %d:", &line)
+			line++
+		}
+		return fmt.Errorf("line %d: more follows after the end of the object: put a line --- between objects", line)
+	}
+	return nil
+}
+
+// plainKey begins a document whose first line, comments aside, is a key at the margin.
+var plainKey = regexp.MustCompile(`^(?:[ \t]*(?:#[^\n]*)?\r?\n)*[A-Za-z]`)
 
 // toJSON converts one YAML document. Strict: a key given twice is an error. It returns nil for an empty document.
 func toJSON(doc []byte, strict bool) ([]byte, error) {
 	if err := checkAliases(doc); err != nil {
+		return nil, err
+	}
+	if err := checkEnd(doc); err != nil {
 		return nil, err
 	}
 	convert := yaml.YAMLToJSON

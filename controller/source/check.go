@@ -154,7 +154,12 @@ func nodes(file string, data []byte) (*yamlv3.Node, error) {
 		return nil, yamlProblem(file, err)
 	}
 	var more yamlv3.Node
-	if err := dec.Decode(&more); err == nil {
+	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
+		if err != nil {
+			more.Line = 0 // the library counts from 0 here, and leaves 0 out
+			_, _ = fmt.Sscanf(err.Error(), "yaml: line %d:", &more.Line)
+			more.Line++
+		}
 		return nil, Problem{File: file, Line: more.Line, Message: "one YAML document expected, here a second one begins"}
 	}
 	if len(doc.Content) == 0 {

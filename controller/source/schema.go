@@ -185,7 +185,7 @@ func helmFields() []field {
 		{name: "releaseName", target: replaced, format: releaseFormat, doc: ".Release.Name, also of plain YAML. Default: the bundle's name."},
 		{name: "values", kind: free, target: "merged key by key at every depth; lists are replaced, null removes the chart's default", doc: "Values for the chart; ${ } in them is filled in, see Templates."},
 		{name: "valuesFiles", kind: stringList, items: 1000, target: "over the target's own values", doc: "Files merged over values in this order when the bundle is made; they may lie elsewhere in the repository (../common.yaml). In Fleet the top-level list needs chart or repo; here it always counts."},
-		{name: "templateValues", kind: stringMap, target: merged, doc: "Text by top-level key of values: filled in, read as YAML, put in place of that key. Keeps types that a template inside values would lose."},
+		{name: "templateValues", kind: stringMap, target: merged, doc: "Text by top-level key of values: filled in and put in place of that key. What is one expression keeps its type, as in values; all else is read as YAML."},
 		{name: "valuesFrom", kind: objects, items: 64, target: "appended; the same kind, namespace, name and key replaces", anyOf: []string{"configMapKeyRef", "secretKeyRef"}, doc: "Values that are on the cluster and never leave it; they win over all others. A chart may pass such a value on, not compute with it.", fields: []field{
 			{name: "configMapKeyRef", kind: object, fields: key, required: []string{"name"}, doc: "A key of a ConfigMap."},
 			{name: "secretKeyRef", kind: object, fields: key, required: []string{"name"}, doc: "A key of a Secret; wins over the ConfigMap of the same entry."},
