@@ -14,8 +14,13 @@ import (
 	"github.com/Masterminds/sprig/v3"
 )
 
-// printed is the function that bound puts behind everything a template prints. It changes nothing.
-const printed = "shoal_printed"
+// Functions of our own. bound puts printed, or printedYAML, behind everything a template prints: they note it and change nothing.
+// nextPart ends a part.
+const (
+	printed     = "shoal_printed"
+	printedYAML = "shoal_printed_yaml"
+	nextPart    = "shoal_next"
+)
 
 // taken are functions of sprig that read the hub's own environment or the network, or that are not there in Fleet either.
 var taken = []string{"env", "expandenv", "include", "tpl", "getHostByName", "hello"}
@@ -44,7 +49,11 @@ func (m *meter) functions(source string) template.FuncMap {
 	all["keys"], all["values"] = keys, values
 	all["print"], all["printf"], all["println"] = fmt.Sprint, printf, fmt.Sprintln
 	all["html"], all["js"], all["urlquery"] = template.HTMLEscaper, template.JSEscaper, template.URLQueryEscaper
-	named := template.FuncMap{printed: m.wrap(printed, func(v any) any { return v })}
+	named := template.FuncMap{
+		printed:     m.wrap(printed, func(v any) any { return m.print(v, false) }),
+		printedYAML: m.wrap(printedYAML, func(v any) any { return m.print(v, true) }),
+		nextPart:    func() partEnds { return partEnds{} },
+	}
 	for _, w := range strings.FieldsFunc(source, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
 		if f, ok := all[w]; ok && named[w] == nil {
 			named[w] = m.wrap(w, f)

@@ -21,7 +21,8 @@
 // # Templating
 //
 // Values that begin with global.fleet.clusterLabels. become that label of the cluster, or empty. Then helm.templateValues and
-// helm.values, as YAML with keys and all, are executed as Go templates with the delimiters ${ and } and the functions of sprig.
+// the texts and keys in helm.values are executed as Go templates with the delimiters ${ and } and the functions of sprig. The texts of
+// helm.values are one template, in the order of their keys; what is all of a value keeps its type, see fill.
 // What templates see is Vars; a key that is not there is an error. Functions that read the hub's environment or network are left
 // out. Those that give something else every time (random, time, certificates) are refused: they would deploy the bundle for ever,
 // and made predictable they would make predictable passwords. Text, lists, loops and nesting are bounded.

@@ -87,7 +87,7 @@ type choice struct {
 	all     bool // templating: all
 
 	old    bool             // some value is of the old form
-	values *text            // helm.values as YAML; nil: no template in them
+	values *text            // all of helm.values that is a template; nil: nothing
 	top    map[string]*text // helm.templateValues
 	fields []field          // with templating: all
 	notes  []string
@@ -131,12 +131,16 @@ func (c *choice) compileValues() (err error) {
 		}
 		return nil
 	}
-	b, err := yaml.Marshal(h.Values)
-	if err != nil {
-		return fmt.Errorf("helm.values: %w", err)
+	var parts []part
+	collect := func(at, s string) filled {
+		parts = append(parts, part{at, s})
+		return filled{Text: s}
 	}
-	if marked(string(b)) {
-		if c.values, err = parseText("helm.values", string(b)); err != nil {
+	if _, err := fillValues(h.Values, "helm.values", 0, collect); err != nil {
+		return err
+	}
+	if len(parts) > 0 {
+		if c.values, err = parseParts("helm.values", parts); err != nil {
 			return err
 		}
 	}
@@ -202,8 +206,8 @@ func (c *choice) steady() bool {
 // rendered is what the templates gave for one cluster.
 type rendered struct {
 	Labels map[string]string // of the old form, with their values
-	Values string
-	Top    map[string]string
+	Values []filled          // in the order of fillValues
+	Top    map[string]filled // helm.templateValues
 	Fields []string
 }
 
@@ -214,7 +218,7 @@ func (c *choice) of(cl Cluster, number *int) *result {
 	err := c.err
 	if err == nil && !c.steady() {
 		r, err = c.run(cl)
-		key, _ = json.Marshal(r) // strings only
+		key, _ = json.Marshal(r) // strings, and what is JSON already
 	}
 	if err != nil {
 		key = []byte("error " + err.Error())
@@ -245,17 +249,19 @@ func (c *choice) run(cl Cluster) (r rendered, err error) {
 		})
 	}
 	if c.values != nil {
-		if r.Values, err = c.values.run(v.data()); err != nil {
+		if r.Values, err = c.values.fill(v.data()); err != nil {
 			return r, err
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(c.top)) {
 		if r.Top == nil {
-			r.Top = map[string]string{}
+			r.Top = map[string]filled{}
 		}
-		if r.Top[k], err = c.top[k].run(v.data()); err != nil {
+		one, err := c.top[k].fill(v.data())
+		if err != nil {
 			return r, err
 		}
+		r.Top[k] = one[0]
 	}
 	for _, f := range c.fields {
 		s, err := f.text.run(v.data())
@@ -275,10 +281,15 @@ func (c *choice) fill(r rendered) (o v1alpha1.BundleOptions, notes []string, err
 	}
 	o = *c.options.DeepCopy()
 	if c.values != nil {
-		o.Helm.Values = nil
-		if err := parseValues("helm.values", r.Values, &o.Helm.Values); err != nil {
+		next := -1
+		v, err := fillValues(o.Helm.Values, "helm.values", 0, func(string, string) filled {
+			next++
+			return r.Values[next]
+		})
+		if err != nil {
 			return o, nil, err
 		}
+		o.Helm.Values = v
 	}
 	if c.old {
 		missing := map[string]bool{}
@@ -318,30 +329,82 @@ func (c *choice) fill(r rendered) (o v1alpha1.BundleOptions, notes []string, err
 	return o, notes, checkNames(o)
 }
 
-// parseValues reads templated YAML. Whole numbers stay whole numbers.
-func parseValues(name, text string, into *v1alpha1.Values) error {
-	j, err := toJSON(name, text)
-	if err != nil {
-		return err
+// fillValues returns values in which f has filled in every key and every text that holds a template, always in the same order. at
+// names the value.
+func fillValues(v v1alpha1.Values, at string, depth int, f func(at, text string) filled) (v1alpha1.Values, error) {
+	if v == nil {
+		return nil, nil
 	}
-	if err := into.UnmarshalJSON(j); err != nil {
-		return fmt.Errorf("%s: after templating: not a map of values: %w", name, err)
+	out := make(v1alpha1.Values, len(v))
+	for _, k := range slices.Sorted(maps.Keys(v)) {
+		key := k
+		if marked(k) {
+			key = f(at, k).Text
+		}
+		if _, twice := out[key]; twice {
+			return nil, fmt.Errorf("%s: after templating: key %q already set in map", at, key)
+		}
+		e, err := fillValue(v[k], at+"."+key, depth+1, f)
+		if err != nil {
+			return nil, err
+		}
+		out[key] = e
 	}
-	return tooDeep(name, map[string]any(*into), 0)
+	return out, nil
 }
 
-// parseTop reads the text of a templateValues entry, which may be any YAML.
-func parseTop(k, text string) (any, error) {
-	name := "helm.templateValues." + k
-	j, err := toJSON(name, text)
-	if err != nil {
-		return nil, err
+func fillValue(v any, at string, depth int, f func(at, text string) filled) (any, error) {
+	if depth > maxDepth {
+		return nil, fmt.Errorf("helm.values: maps and lists are nested more than %d deep", maxDepth)
 	}
+	switch v := v.(type) {
+	case string:
+		if !marked(v) {
+			return v, nil
+		}
+		r := f(at, v)
+		if r.JSON == nil {
+			return r.Text, nil
+		}
+		return r.value(at)
+	case map[string]any:
+		m, err := fillValues(v, at, depth, f)
+		return map[string]any(m), err
+	case []any:
+		out := make([]any, len(v))
+		for i, e := range v {
+			var err error
+			if out[i], err = fillValue(e, fmt.Sprintf("%s[%d]", at, i), depth+1, f); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	}
+	return v, nil
+}
+
+// value is what JSON says. Whole numbers stay whole numbers.
+func (f filled) value(name string) (any, error) {
 	var holder v1alpha1.Values
-	if err := holder.UnmarshalJSON(slices.Concat([]byte(`{"x":`), j, []byte("}"))); err != nil {
+	if err := holder.UnmarshalJSON(slices.Concat([]byte(`{"x":`), f.JSON, []byte("}"))); err != nil {
 		return nil, fmt.Errorf("%s: after templating: %w", name, err)
 	}
 	return holder["x"], tooDeep(name, holder["x"], 0)
+}
+
+// parseTop reads what a templateValues entry gave: a text if it is the result of one expression, else any YAML.
+func parseTop(k string, f filled) (any, error) {
+	name := "helm.templateValues." + k
+	if f.JSON == nil && f.Lone {
+		return f.Text, nil
+	}
+	if f.JSON == nil {
+		var err error
+		if f.JSON, err = toJSON(name, f.Text); err != nil {
+			return nil, err
+		}
+	}
+	return f.value(name)
 }
 
 func toJSON(name, text string) ([]byte, error) {
