@@ -5,16 +5,16 @@ package controller
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
+	"sync"
 	"time"
 
 	"github.com/go-logr/zerologr"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -23,12 +23,12 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/enroll"
 	"shoal.dev/shoal/controller/fleet"
+	"shoal.dev/shoal/controller/lease"
 	"shoal.dev/shoal/controller/publish"
 	"shoal.dev/shoal/controller/reconcile"
 	"shoal.dev/shoal/controller/render"
@@ -51,7 +51,9 @@ type Options struct {
 	DefaultRollback time.Duration
 	// DownstreamNamespaces are those whose Secrets and ConfigMaps bundles may send to clusters; "*": all but Namespace.
 	DownstreamNamespaces []string
-	// MetricsListen serves /metrics and /healthz; empty: not served.
+	// Holder names this hub in its Lease: the same over restarts, different for every other hub. Default: one of this process.
+	Holder string
+	// MetricsListen serves /metrics, /healthz and /readyz; empty: not served.
 	MetricsListen string
 	Registry      *prometheus.Registry // gathered besides the controllers' own; may be nil
 	// RenderedDir keeps rendered bundles, Secrets among them, over a restart; empty: they are rendered again.
@@ -68,6 +70,14 @@ type Hub struct {
 	work    *reconcile.Hub
 	metrics net.Listener
 	synced  chan struct{} // closed when the cache is complete
+
+	lease      *lease.Lease
+	direct     client.Client // not cached
+	registry   *prometheus.Registry
+	keeping    keeping
+	background sync.WaitGroup
+	ended      context.Context // of the background; its cause is why the hub has to end
+	end        context.CancelCauseFunc
 }
 
 // Attachment is what carries the hub's messages.
@@ -78,14 +88,17 @@ type Attachment struct {
 	Disconnect func(identity string)
 }
 
-// New installs the hub's resource definitions, loads or makes its keys and prepares everything up to, but not including,
-// the first message.
-func New(ctx context.Context, o Options) (*Hub, error) {
+// New waits until no other hub works on the API, installs the hub's resource definitions, loads or makes its keys and prepares
+// everything up to, but not including, the first message. From then on the hub holds its Lease: Run or Close gives it up.
+func New(ctx context.Context, o Options) (_ *Hub, err error) {
 	if o.Namespace == "" {
 		o.Namespace = DefaultNamespace
 	}
 	if o.Prefix == "" {
 		o.Prefix = topics.Default
+	}
+	if o.Holder == "" {
+		o.Holder = rand.Text()
 	}
 	lib := library(o.Log)
 	ctrl.SetLogger(zerologr.New(&lib))
@@ -93,18 +106,40 @@ func New(ctx context.Context, o Options) (*Hub, error) {
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("build scheme: %w", err)
 	}
-	direct, err := client.New(o.Kubernetes, client.Options{Scheme: scheme})
+	h := &Hub{o: o, synced: make(chan struct{}), registry: prometheus.NewRegistry()}
+	h.registry.MustRegister(health{h})
+	h.lease, err = lease.New(lease.Options{Kubernetes: o.Kubernetes, Namespace: o.Namespace, Holder: o.Holder, Log: component(o.Log, "lease")})
 	if err != nil {
+		return nil, err
+	}
+	if o.MetricsListen != "" {
+		if h.metrics, err = net.Listen("tcp", o.MetricsListen); err != nil {
+			return nil, fmt.Errorf("listen for metrics: %w", err)
+		}
+	}
+	h.ended, h.end = context.WithCancelCause(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			h.Close()
+		}
+	}()
+	h.background.Go(func() { h.serveMetrics(h.ended) })
+	if err := h.lease.Acquire(ctx); err != nil {
+		return nil, err
+	}
+	h.background.Go(func() { h.end(h.lease.Run(h.ended)) })
+	guarded := h.lease.Guard(o.Kubernetes)
+	if h.direct, err = client.New(guarded, client.Options{Scheme: scheme}); err != nil {
 		return nil, fmt.Errorf("reach the hub's Kubernetes API at %s: %w", o.Kubernetes.Host, err)
 	}
-	if err := install(ctx, direct, o.Namespace); err != nil {
+	if err := install(ctx, h.direct); err != nil {
 		return nil, err
 	}
-	h := &Hub{o: o, synced: make(chan struct{})}
-	if h.keys, err = enroll.LoadKeys(ctx, direct, o.Namespace); err != nil {
+	if h.keys, err = enroll.LoadKeys(ctx, h.direct, o.Namespace); err != nil {
 		return nil, err
 	}
-	if h.mgr, err = manager(o, scheme); err != nil {
+	h.background.Go(func() { h.keepKeys(h.ended) })
+	if h.mgr, err = manager(o, guarded, scheme); err != nil {
 		return nil, err
 	}
 	log := component(o.Log, "render")
@@ -115,15 +150,11 @@ func New(ctx context.Context, o Options) (*Hub, error) {
 	h.work = &reconcile.Hub{Keys: h.keys, Render: rendered, Namespace: o.Namespace, StaleAfter: o.StaleAfter, DefaultRollback: o.DefaultRollback, DownstreamNamespaces: o.DownstreamNamespaces, Log: component(o.Log, "reconcile")}
 	h.view = fleet.New(fleet.Options{Prefix: o.Prefix, Trust: h.keys.Trust(), Log: component(o.Log, "fleet"), Changed: h.work.Changed})
 	h.work.View = h.view
-	if o.MetricsListen != "" {
-		if h.metrics, err = net.Listen("tcp", o.MetricsListen); err != nil {
-			return nil, fmt.Errorf("listen for metrics: %w", err)
-		}
-	}
+	h.registry.MustRegister(h.view.Metrics())
 	return h, nil
 }
 
-func manager(o Options, scheme *runtime.Scheme) (ctrl.Manager, error) {
+func manager(o Options, cfg *rest.Config, scheme *runtime.Scheme) (ctrl.Manager, error) {
 	lib := library(o.Log)
 	skipName := true // a process may hold several hubs, in tests
 	opts := ctrl.Options{
@@ -137,9 +168,9 @@ func manager(o Options, scheme *runtime.Scheme) (ctrl.Manager, error) {
 	}
 	opts.Client.Cache.DisableFor = uncached()
 	opts.Controller.SkipNameValidation = &skipName
-	timeout := 4 * time.Second // of the 5 s that a clean stop may take
+	timeout := 3 * time.Second // of the 5 s that a clean stop may take
 	opts.GracefulShutdownTimeout = &timeout
-	mgr, err := ctrl.NewManager(o.Kubernetes, opts)
+	mgr, err := ctrl.NewManager(cfg, opts)
 	if err != nil {
 		return nil, fmt.Errorf("prepare controllers: %w", err)
 	}
@@ -181,9 +212,22 @@ func (h *Hub) Authenticator() mqtt.Authenticator {
 	}
 }
 
-// Run serves until ctx ends.
+// Close gives the Lease up. Run does that as well; a hub that is not run has to be closed.
+func (h *Hub) Close() {
+	h.end(nil)
+	h.background.Wait()
+	if h.metrics != nil {
+		_ = h.metrics.Close() // it may never have been served
+	}
+	h.lease.Release(context.Background())
+}
+
+// Run serves until ctx ends, or until another hub took over or the API went back to an older state: then the process is to end,
+// and whoever starts it again gets a hub that reads everything anew.
 func (h *Hub) Run(ctx context.Context, a Attachment) error {
+	defer h.Close()
 	started := time.Now()
+	a.Carrier = h.lease.Carrier(a.Carrier)
 	h.work.URL, h.work.Disconnect = a.URL, a.Disconnect
 	h.work.Publisher = publish.New(publish.Options{Carrier: a.Carrier, Prefix: h.o.Prefix, Signer: h.keys.Signing, Log: component(h.o.Log, "publish")})
 	if err := enroll.EnsureReader(ctx, h.mgr.GetClient(), h.o.Namespace, h.keys, a.URL); err != nil {
@@ -208,11 +252,11 @@ func (h *Hub) Run(ctx context.Context, a Attachment) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return h.watchOver(ctx) })
 	g.Go(func() error { return h.openDoors(ctx) })
 	g.Go(func() error { return h.mgr.Start(ctx) })
 	g.Go(func() error { return inbox.run(ctx, a.Carrier) })
 	g.Go(func() error { return h.tick(ctx, started) })
-	g.Go(func() error { return h.serveMetrics(ctx) })
 	h.o.Log.Info().Str("url", a.URL).Str("namespace", h.o.Namespace).Msg("hub serves")
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -263,35 +307,6 @@ func (h *Hub) tick(ctx context.Context, started time.Time) error {
 			}
 		}
 	}
-}
-
-func (h *Hub) serveMetrics(ctx context.Context) error {
-	if h.metrics == nil {
-		return nil
-	}
-	own := prometheus.NewRegistry()
-	own.MustRegister(h.view.Metrics())
-	gather := prometheus.Gatherers{ctrlmetrics.Registry, own}
-	if h.o.Registry != nil {
-		gather = append(gather, h.o.Registry)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(gather, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		select {
-		case <-h.synced:
-			_, _ = w.Write([]byte("ok\n"))
-		default:
-			http.Error(w, "starting: the Kubernetes cache is not complete yet", http.StatusServiceUnavailable)
-		}
-	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	defer stop()
-	if err := srv.Serve(h.metrics); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	return nil
 }
 
 func component(l zerolog.Logger, name string) zerolog.Logger {

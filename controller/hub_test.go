@@ -54,6 +54,8 @@ type hub struct {
 	stop   func()
 	url    string
 	wrap   func(mqtt.Carrier) mqtt.Carrier // what the hub publishes through; nil: the broker as it is
+	// metrics is the address of probes and metrics.
+	metrics string
 }
 
 func newHub(t *testing.T) *hub {
@@ -83,10 +85,11 @@ func (h *hub) start() {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	log := zerolog.New(h.log).With().Timestamp().Logger()
-	c, err := controller.New(ctx, controller.Options{Kubernetes: h.cfg, Namespace: h.system, StaleAfter: time.Hour, DownstreamNamespaces: []string{"*"}, Log: log})
+	c, err := controller.New(ctx, controller.Options{Kubernetes: h.cfg, Namespace: h.system, StaleAfter: time.Hour, DownstreamNamespaces: []string{"*"}, MetricsListen: "127.0.0.1:0", Log: log})
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.metrics = c.MetricsAddr().String()
 	tlsConfig, err := c.ServerTLS([]string{"127.0.0.1"})
 	if err != nil {
 		h.t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -26,8 +25,8 @@ const fieldManager = "shoal-controller"
 // uncached lists kinds that are read from the API server each time.
 func uncached() []client.Object { return []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}} }
 
-// install brings the resource definitions up to date and makes the hub's namespace.
-func install(ctx context.Context, c client.Client, namespace string) error {
+// install brings the resource definitions up to date.
+func install(ctx context.Context, c client.Client) error {
 	for _, doc := range deploy.CRDs() {
 		var u unstructured.Unstructured
 		if err := yaml.Unmarshal(doc, &u.Object); err != nil {
@@ -40,18 +39,7 @@ func install(ctx context.Context, c client.Client, namespace string) error {
 			return err
 		}
 	}
-	if err := served(ctx, c); err != nil {
-		return err
-	}
-	ns := corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
-	err := c.Get(ctx, client.ObjectKeyFromObject(&ns), &ns)
-	if apierrors.IsNotFound(err) {
-		err = c.Create(ctx, &ns)
-	}
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("make namespace %s: %w", namespace, err)
-	}
-	return nil
+	return served(ctx, c)
 }
 
 func established(ctx context.Context, c client.Client, name string) error {

@@ -4,12 +4,17 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -632,4 +637,108 @@ func TestRemovalHeld(t *testing.T) {
 	h.waitBundle("a", "has used up the confirmation", func(b *v1alpha1.Bundle) bool {
 		return b.Status.RemovalHeld == nil && b.Annotations[reconcile.ConfirmRemoval] == ""
 	})
+}
+
+// A second hub on the same API, with a directory of its own, waits: it connects nobody, writes nothing, and its readiness says why.
+func TestTwoHubs(t *testing.T) {
+	h := newHub(t)
+	h.join("store-1", nil)
+	log := &lockedBuffer{}
+	addr := freeAddr(t)
+	type result struct {
+		hub *controller.Hub
+		err error
+	}
+	second := make(chan result, 1)
+	go func() {
+		hub, err := controller.New(t.Context(), controller.Options{Kubernetes: h.cfg, Namespace: h.system, MetricsListen: addr, Log: zerolog.New(log)})
+		second <- result{hub, err}
+	}()
+	wait(t, "the second hub to say that it waits", func() (bool, string) {
+		return strings.Contains(log.String(), "another hub works on this API"), log.String()
+	})
+	wait(t, "its probes to say so", func() (bool, string) {
+		ready, text := probe(t, addr, "/readyz")
+		alive, _ := probe(t, addr, "/healthz")
+		return !ready && alive && strings.Contains(text, "waiting for the hub"), text
+	})
+	h.create(configMap("a", "1")) // the first one works on
+	h.waitBundle("a", "is seen", func(b *v1alpha1.Bundle) bool { return b.Status.ObservedGeneration == b.Generation })
+	h.stop()
+	r := <-second
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	r.hub.Close()
+}
+
+// Keys that are deleted under a running hub are written again from its memory; other keys are never overwritten, and reported.
+func TestKeysKept(t *testing.T) {
+	h := newHub(t)
+	core := h.core()
+	key := client.ObjectKey{Namespace: h.system, Name: enroll.KeysSecret}
+	var before, after corev1.Secret
+	if err := core.Get(t.Context(), key, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := core.Delete(t.Context(), before.DeepCopy()); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the keys to be written again", func() (bool, string) {
+		err := core.Get(t.Context(), key, &after)
+		return err == nil, fmt.Sprint(err)
+	})
+	if !cmp.Equal(before.Data, after.Data) {
+		t.Error("other keys were written")
+	}
+	wait(t, "the log to say so", func() (bool, string) {
+		return strings.Contains(h.log.String(), "the hub has written its keys again"), ""
+	})
+	foreign := after.DeepCopy()
+	foreign.Data["signing.key"] = []byte("of another hub")
+	if err := core.Update(t.Context(), foreign); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "readiness to name the foreign keys", func() (bool, string) {
+		ready, text := probe(t, h.metrics, "/readyz")
+		return !ready && strings.Contains(text, "it holds other keys than this hub works with"), text
+	})
+	wait(t, "the metric", func() (bool, string) {
+		_, text := probe(t, h.metrics, "/metrics")
+		return strings.Contains(text, "shoal_hub_keys_stored 0"), text
+	})
+	if err := core.Get(t.Context(), key, &after); err != nil || string(after.Data["signing.key"]) != "of another hub" {
+		t.Errorf("foreign keys were overwritten: %v", err)
+	}
+	after.Data = before.Data
+	if err := core.Update(t.Context(), &after); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "it to be ready", func() (bool, string) { return probe(t, h.metrics, "/readyz") })
+}
+
+// probe reads a page and says whether it is fine.
+func probe(t *testing.T, addr, path string) (bool, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false, err.Error()
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	return err == nil && res.StatusCode == http.StatusOK, string(b)
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
 }

@@ -23,6 +23,7 @@ import (
 var verbs = map[string]func(*testscript.TestScript, bool, []string){
 	"hub":          plain(hub),
 	"site":         plain(site),
+	"api":          plain(api),
 	"enroll":       plain(enroll),
 	"give-token":   plain(giveToken),
 	"agent":        plain(agent),
@@ -150,6 +151,30 @@ func site(_ *testscript.TestScript, s *story, args []string) error {
 	}
 	_, err = s.fleet.AddSite(args[1], c)
 	return err
+}
+
+// api stops and starts a Kubernetes cluster, and puts it back to a copy of its database made before.
+func api(ts *testscript.TestScript, s *story, args []string) error {
+	if len(args) < 2 {
+		return errUsage
+	}
+	c, err := s.fleet.Cluster(args[0])
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
+	switch {
+	case args[1] == "stop" && len(args) == 2:
+		return c.Halt(ctx)
+	case args[1] == "start" && len(args) == 2:
+		return c.Restart(ctx)
+	case args[1] == "save" && len(args) == 3:
+		return c.Save(ts.MkAbs(args[2]))
+	case args[1] == "load" && len(args) == 3:
+		return c.Load(ctx, ts.MkAbs(args[2]))
+	}
+	return errUsage
 }
 
 // enroll is the short form of: token create, give-token, agent start, until cluster Online.

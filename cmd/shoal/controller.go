@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -79,7 +82,7 @@ save traffic and work after a restart and may be lost.`,
 	f.DurationVar(&o.staleAfter, "stale-after", 14*24*time.Hour, "time without news from the hub after which a site reports Stale (it goes on as before); 0: never")
 	f.DurationVar(&o.rollback, "default-rollback", 0, "time in which a release has to be ready, unless its bundle is atomic and says so itself; then sites go back to the release before; 0: they do not")
 	f.StringSliceVar(&o.downstream, "downstream-namespace", nil, `namespaces (workspaces) whose Secrets and ConfigMaps bundles may send to clusters (downstreamResources); "*": all but --system-namespace; default: none`)
-	f.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9090", "address of /metrics and /healthz; empty: not served")
+	f.StringVar(&o.metricsListen, "metrics-listen", "127.0.0.1:9090", "address of /metrics, /healthz and /readyz; empty: not served")
 	f.StringVar(&o.logLevel, "log-level", "info", logging.LevelHelp)
 	f.StringVar(&o.logFormat, "log-format", "auto", logging.FormatHelp)
 	_ = cmd.MarkFlagRequired("data-dir")
@@ -96,14 +99,24 @@ func runHub(ctx context.Context, config *rest.Config, o hubOptions, log zerolog.
 	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
 		return fmt.Errorf("make --data-dir: %w", err)
 	}
-	registry := prometheus.NewRegistry()
-	hub, err := controller.New(ctx, controller.Options{
-		Kubernetes: config, Namespace: o.namespace, Prefix: prefix, StaleAfter: o.staleAfter, DefaultRollback: o.rollback, DownstreamNamespaces: o.downstream, MetricsListen: o.metricsListen, Registry: registry, Log: log,
-		RenderedDir: filepath.Join(o.dataDir, "rendered"),
-	})
+	holder, unlock, err := takeDataDir(o.dataDir)
 	if err != nil {
 		return err
 	}
+	defer unlock()
+	registry := prometheus.NewRegistry()
+	hub, err := controller.New(ctx, controller.Options{
+		Kubernetes: config, Namespace: o.namespace, Prefix: prefix, StaleAfter: o.staleAfter, DefaultRollback: o.rollback,
+		DownstreamNamespaces: o.downstream, MetricsListen: o.metricsListen, Registry: registry, Log: log,
+		RenderedDir: filepath.Join(o.dataDir, "rendered"), Holder: holder,
+	})
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil // stopped while it waited
+	}
+	if err != nil {
+		return err
+	}
+	defer hub.Close()
 	hosts, err := brokerHosts(o)
 	if err != nil {
 		return err
@@ -140,6 +153,41 @@ func runHub(ctx context.Context, config *rest.Config, o hubOptions, log zerolog.
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
+	return err
+}
+
+// takeDataDir takes the directory for this process, before the hub takes its Lease back by the name that is kept there: a second
+// process with the same directory must not. The name holds the host's as well, in case the directory is a copy.
+func takeDataDir(dir string) (holder string, unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "hub-id"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", nil, fmt.Errorf("open --data-dir: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+		}
+	}()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return "", nil, fmt.Errorf("--data-dir %s: in use by another process, stop that first: %w", dir, err)
+	}
+	id := make([]byte, 26)
+	n, err := f.ReadAt(id, 0)
+	if n < len(id) || strings.Trim(string(id), "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" { // new, or cut short
+		id = []byte(rand.Text())
+		if err := errors.Join(f.Truncate(0), write(f, id)); err != nil {
+			return "", nil, fmt.Errorf("write to --data-dir: %w", err)
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "hub"
+	}
+	return host + "_" + string(id), func() { _ = f.Close() }, nil
+}
+
+func write(f *os.File, b []byte) error {
+	_, err := f.WriteAt(b, 0)
 	return err
 }
 

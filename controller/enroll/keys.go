@@ -7,6 +7,7 @@
 package enroll
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -61,6 +62,32 @@ type Keys struct {
 	CA      *x509.Certificate
 	created time.Time
 	caKey   *ecdsa.PrivateKey
+	data    map[string][]byte // of KeysSecret
+}
+
+// ErrOtherKeys: KeysSecret holds other keys than this hub works with.
+var ErrOtherKeys = errors.New("it holds other keys than this hub works with, and a restart would take those: put the old ones back from a backup, or restart the hub if the new ones are right")
+
+// Keep makes sure that the keys are in their Secret. One that was deleted is written again; other keys are never overwritten.
+func (k *Keys) Keep(ctx context.Context, c client.Client, namespace string) (written bool, err error) {
+	s := corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: KeysSecret}}
+	err = c.Get(ctx, client.ObjectKeyFromObject(&s), &s)
+	if apierrors.IsNotFound(err) {
+		s.Data = k.data
+		if err := c.Create(ctx, &s); err != nil {
+			return false, fmt.Errorf("the keys are only in this hub's memory, and lost when it ends: write secret %s/%s: %w", namespace, KeysSecret, err)
+		}
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read keys: %w", err)
+	}
+	for _, name := range []string{keyRoot, keySigning, keyCA, certCA} {
+		if !bytes.Equal(s.Data[name], k.data[name]) {
+			return false, fmt.Errorf("secret %s/%s: %w", namespace, KeysSecret, ErrOtherKeys)
+		}
+	}
+	return false, nil
 }
 
 // LoadKeys reads the hub's keys, or makes them for a hub that has no clusters yet. With enrolled clusters and no keys it fails:
@@ -160,7 +187,7 @@ func parseKeys(data map[string][]byte) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", certCA, err)
 	}
-	return &Keys{Root: root, Signing: signing, CA: ca, caKey: key, created: ca.NotBefore}, nil
+	return &Keys{Root: root, Signing: signing, CA: ca, caKey: key, created: ca.NotBefore, data: data}, nil
 }
 
 func signer(data map[string][]byte, name string) (bundlefmt.Signer, error) {

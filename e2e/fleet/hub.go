@@ -74,7 +74,7 @@ func (h *Hub) Kubeconfig() string { return h.kubeconfig }
 // Client reads and writes the hub's API.
 func (h *Hub) Client() client.Client { return h.client }
 
-// MetricsAddr serves /metrics and /healthz.
+// MetricsAddr serves /metrics, /healthz and /readyz.
 func (h *Hub) MetricsAddr() string { return h.metrics }
 
 // URL is where the broker listens.
@@ -82,7 +82,7 @@ func (h *Hub) URL() string { return "mqtts://" + h.mqtt }
 
 func (h *Hub) command() command {
 	c := command{
-		name: "hub", path: h.f.bin.Shoal, log: h.f.path("logs", "hub.log"), healthz: h.metrics,
+		name: "hub", path: h.f.bin.Shoal, log: h.f.path("logs", "hub.log"), ready: h.metrics + "/readyz",
 		args: []string{
 			"controller", "--kubeconfig", h.kubeconfig, "--data-dir", h.f.path("hub"), "--mqtt-listen", h.mqtt, "--mqtt-url", h.URL(),
 			"--min-keep-alive", h.f.o.KeepAlive.String(), "--metrics-listen", h.metrics, "--log-level", "debug", "--log-format", "json",

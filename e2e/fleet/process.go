@@ -26,8 +26,8 @@ type command struct {
 	path string
 	args []string
 	log  string // file that its output is appended to
-	// healthz is the address that answers once the process serves.
-	healthz string
+	// ready is the URL, without its scheme, that answers once the process serves.
+	ready string
 }
 
 // process is one run of a command.
@@ -92,7 +92,7 @@ func (p *process) waitHealthy(ctx context.Context) error {
 			return stop{fmt.Errorf("it ended: %v\n%s", p.err, p.tail(30))}
 		default:
 		}
-		return healthy(ctx, p.healthz)
+		return healthy(ctx, p.ready)
 	})
 	if err != nil {
 		return fmt.Errorf("wait for %s: %w", p.name, err)
@@ -100,15 +100,16 @@ func (p *process) waitHealthy(ctx context.Context) error {
 	return nil
 }
 
-func healthy(ctx context.Context, addr string) error {
-	b, err := Get(ctx, addr, "/healthz")
+func healthy(ctx context.Context, ready string) error {
+	addr, path, _ := strings.Cut(ready, "/")
+	b, err := Get(ctx, addr, "/"+path)
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(b))
 	}
 	return nil
 }
 
-// Get reads a page of a process: /metrics or /healthz.
+// Get reads a page of a process: /metrics, /healthz or /readyz.
 func Get(ctx context.Context, addr, path string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
 	if err != nil {

@@ -116,7 +116,7 @@ func (s *Site) GiveToken(token string) error {
 
 func (s *Site) command() command {
 	return command{
-		name: "agent of " + s.Name, path: s.f.bin.Agent, log: s.f.path("logs", s.Name+".log"), healthz: s.metrics,
+		name: "agent of " + s.Name, path: s.f.bin.Agent, log: s.f.path("logs", s.Name+".log"), ready: s.metrics + "/healthz",
 		args: []string{
 			"--kubeconfig", s.Kubeconfig(), "--data-dir", s.dataDir(), "--token-file", s.tokenFile(), "--cluster-name", s.Name,
 			"--keep-alive", s.f.o.KeepAlive.String(), "--metrics-listen", s.metrics, "--log-level", "debug", "--log-format", "json",

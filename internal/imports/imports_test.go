@@ -27,7 +27,7 @@ var top = []string{"broker", "bundlefmt", "cmd", "controller", "deploy", "docs",
 // listed are directories of which each, once it holds Go files, must be among the packages that the rules look at: a
 // rule that silently checks nothing is worse than none.
 var listed = []string{
-	"broker", "bundlefmt", "cmd/shoal", "cmd/shoal-agent", "controller", "controller/api/v1alpha1", "controller/enroll", "controller/fleet", "controller/publish",
+	"broker", "bundlefmt", "cmd/shoal", "cmd/shoal-agent", "controller", "controller/api/v1alpha1", "controller/enroll", "controller/fleet", "controller/lease", "controller/publish",
 	"controller/reconcile", "controller/render", "controller/rollout", "controller/source", "controller/target", "deploy",
 	"edgeagent", "edgeagent/apply", "edgeagent/plan", "edgeagent/store", "internal/mqtt", "topics",
 }

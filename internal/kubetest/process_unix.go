@@ -45,3 +45,7 @@ func lockFile(ctx context.Context, path string, progress io.Writer) (unlock func
 // ownGroup keeps an interrupt typed at the terminal from the cluster: it ends
 // in order when our end of its stdin closes.
 func ownGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
+
+// freeze holds a process still; thaw lets it go on.
+func freeze(pid int) error { return syscall.Kill(pid, syscall.SIGSTOP) }
+func thaw(pid int) error   { return syscall.Kill(pid, syscall.SIGCONT) }
