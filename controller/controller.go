@@ -73,6 +73,8 @@ type Hub struct {
 
 	lease      *lease.Lease
 	direct     client.Client // not cached
+	plain      client.Client // not guarded either
+	informers  []informer
 	registry   *prometheus.Registry
 	keeping    keeping
 	background sync.WaitGroup
@@ -129,6 +131,9 @@ func New(ctx context.Context, o Options) (_ *Hub, err error) {
 	}
 	h.background.Go(func() { h.end(h.lease.Run(h.ended)) })
 	guarded := h.lease.Guard(o.Kubernetes)
+	if h.plain, err = client.New(o.Kubernetes, client.Options{Scheme: scheme}); err != nil {
+		return nil, fmt.Errorf("reach the hub's Kubernetes API at %s: %w", o.Kubernetes.Host, err)
+	}
 	if h.direct, err = client.New(guarded, client.Options{Scheme: scheme}); err != nil {
 		return nil, fmt.Errorf("reach the hub's Kubernetes API at %s: %w", o.Kubernetes.Host, err)
 	}
@@ -140,6 +145,9 @@ func New(ctx context.Context, o Options) (_ *Hub, err error) {
 	}
 	h.background.Go(func() { h.keepKeys(h.ended) })
 	if h.mgr, err = manager(o, guarded, scheme); err != nil {
+		return nil, err
+	}
+	if err := h.watch(ctx); err != nil {
 		return nil, err
 	}
 	log := component(o.Log, "render")

@@ -11,9 +11,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/lease"
 )
 
@@ -67,15 +69,59 @@ func (h *Hub) watchOver(ctx context.Context) error {
 		// The older state may be from before the keys, which would then be lost with this process.
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		plain, cerr := client.New(h.o.Kubernetes, client.Options{})
-		if cerr == nil {
-			_, cerr = h.keys.Keep(ctx, plain, h.o.Namespace)
-		}
-		if cerr != nil {
-			h.o.Log.Error().Err(cerr).Msg("the hub's keys are not stored")
+		if _, err := h.keys.Keep(ctx, h.plain, h.o.Namespace); err != nil {
+			h.o.Log.Error().Err(err).Msg("the hub's keys are not stored")
 		}
 	}
 	return fmt.Errorf("the hub ends, and starts anew when it is started again: %w", err)
+}
+
+// seen is what the hub's watches have reached.
+func (h *Hub) seen() []lease.Seen {
+	var out []lease.Seen
+	for _, k := range h.informers {
+		at := k.informer.LastSyncResourceVersion()
+		if at == "" {
+			continue // nothing read yet
+		}
+		out = append(out, lease.Seen{Revision: at, Now: func(ctx context.Context) (string, error) {
+			list := k.list()
+			err := h.plain.List(ctx, list, client.Limit(1))
+			return list.GetResourceVersion(), err
+		}})
+	}
+	return out
+}
+
+// informer is a watch of the hub's cache, and how to list the kind.
+type informer struct {
+	informer interface{ LastSyncResourceVersion() string }
+	list     func() client.ObjectList
+}
+
+// watch starts the watches whose progress the Lease is compared with.
+func (h *Hub) watch(ctx context.Context) error {
+	for _, k := range []struct {
+		object client.Object
+		list   func() client.ObjectList
+	}{
+		{&v1alpha1.Bundle{}, func() client.ObjectList { return &v1alpha1.BundleList{} }},
+		{&v1alpha1.Cluster{}, func() client.ObjectList { return &v1alpha1.ClusterList{} }},
+		{&v1alpha1.ClusterGroup{}, func() client.ObjectList { return &v1alpha1.ClusterGroupList{} }},
+		{&v1alpha1.ClusterRegistrationToken{}, func() client.ObjectList { return &v1alpha1.ClusterRegistrationTokenList{} }},
+	} {
+		i, err := h.mgr.GetCache().GetInformer(ctx, k.object, cache.BlockUntilSynced(false))
+		if err != nil {
+			return fmt.Errorf("watch: %w", err)
+		}
+		at, ok := i.(interface{ LastSyncResourceVersion() string })
+		if !ok {
+			return fmt.Errorf("a watch of %T does not say how far it is", k.object)
+		}
+		h.informers = append(h.informers, informer{at, k.list})
+	}
+	h.lease.Compare(h.seen)
+	return nil
 }
 
 // notReady says what keeps the hub from its work, a line each.

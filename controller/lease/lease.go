@@ -80,6 +80,21 @@ type Lease struct {
 	reminded time.Time
 	other    string // who has it, while we wait
 	over     error  // nothing may be written any more
+	seen     func() []Seen
+}
+
+// Seen is what the hub has read of a kind.
+type Seen struct {
+	Revision string                                // the newest one
+	Now      func(context.Context) (string, error) // asks the API for the one of today
+}
+
+// Compare makes every renewal compare what it wrote with what the hub had seen before. The Lease alone does not show that the API
+// went back to a time since the renewal before.
+func (l *Lease) Compare(seen func() []Seen) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen = seen
 }
 
 // State is what a Lease knows, for probes and metrics.
@@ -286,6 +301,10 @@ func (l *Lease) write(ctx context.Context, x *coordinationv1.Lease) error {
 	x.Spec.HolderIdentity, x.Spec.LeaseDurationSeconds, x.Spec.RenewTime = &l.o.Holder, &seconds, &now
 	l.mu.Lock()
 	l.sent = append(l.sent, now)
+	var seen []Seen
+	if l.seen != nil {
+		seen = l.seen()
+	}
 	l.mu.Unlock()
 	begin := time.Now()
 	var err error
@@ -293,6 +312,9 @@ func (l *Lease) write(ctx context.Context, x *coordinationv1.Lease) error {
 		x, err = l.client.Create(ctx, x, metav1.CreateOptions{})
 	} else {
 		x, err = l.client.Update(ctx, x, metav1.UpdateOptions{})
+	}
+	if err == nil {
+		err = lost(ctx, seen, x.ResourceVersion)
 	}
 	if err != nil {
 		return err
@@ -306,6 +328,24 @@ func (l *Lease) write(ctx context.Context, x *coordinationv1.Lease) error {
 	l.mine, l.sent, l.until = x, nil, begin.Add(Duration-margin)
 	l.answered, l.failure, l.other = time.Now(), nil, ""
 	l.change()
+	return nil
+}
+
+// lost says whether the API does not know any more what the hub has seen, now that it has written a newer revision. Kinds may be in
+// different datastores, so in doubt a kind is compared with itself.
+func lost(ctx context.Context, seen []Seen, written string) error {
+	for _, s := range seen {
+		if older(s.Revision, written) {
+			continue
+		}
+		now, err := s.Now(ctx)
+		if err != nil {
+			return err
+		}
+		if older(now, s.Revision) {
+			return fmt.Errorf("%w: it is at revision %s, this hub has seen %s", ErrWentBack, now, s.Revision)
+		}
+	}
 	return nil
 }
 

@@ -348,3 +348,27 @@ func TestOlder(t *testing.T) {
 		}
 	}
 }
+
+// A renewal that writes an older revision than the hub has seen shows that the API went back, though its Lease is as it was.
+func TestSeenMore(t *testing.T) {
+	t.Parallel()
+	cfg := kubetest.Shared(t)
+	ns := kubetest.Namespace(t, cfg)
+	a := newSide(t, cfg, ns, "a")
+	a.acquire(t)
+	asked := make(chan struct{}, 100)
+	now := "999999999"
+	a.Compare(func() []Seen {
+		return []Seen{{Revision: "1"}, {Revision: "999999999", Now: func(context.Context) (string, error) { asked <- struct{}{}; return now, nil }}}
+	})
+	a.run(t)
+	<-asked // a kind in another datastore: no reason to end
+	kubetest.Wait(t, "a renewal", renewed(a))
+	stillHeld(t, a)
+	a.Compare(func() []Seen {
+		return []Seen{{Revision: "999999999", Now: func(context.Context) (string, error) { return "999999998", nil }}}
+	})
+	if err := <-a.ended; !errors.Is(err, ErrWentBack) || a.Wait(t.Context()) == nil {
+		t.Errorf("got %v", err)
+	}
+}
