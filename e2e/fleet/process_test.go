@@ -52,7 +52,7 @@ func play(role, addr string) {
 }
 
 func player(role, addr, log string) command {
-	return command{name: role, path: os.Args[0], args: []string{"play", role, addr}, log: log, healthz: addr}
+	return command{name: role, path: os.Args[0], args: []string{"play", role, addr}, log: log, ready: addr + "/healthz"}
 }
 
 func within(t *testing.T, d time.Duration) context.Context {
