@@ -66,6 +66,9 @@ type Policy struct {
 	ForceSync       uint64       `cbor:"17,keyasint,omitempty" json:"forceSync,omitempty"`       // another number than before: apply again although nothing changed
 	ConfirmPrune    bool         `cbor:"18,keyasint,omitempty" json:"confirmPrune,omitempty"`    // the release may delete unusually much
 	DependsOn       []Dependency `cbor:"19,keyasint,omitempty" json:"dependsOn,omitempty"`       // deployments of this cluster that come first
+
+	// Since version 3.
+	CorrectDriftStrict bool `cbor:"21,keyasint,omitempty" json:"correctDriftStrict,omitempty"` // whatever the bundle does not state and somebody added is drift
 }
 
 // Equal reports whether two orders say the same.
@@ -152,6 +155,9 @@ type wireDesired struct {
 
 // version is the oldest one that can carry the document: an older agent goes on with whatever asks for nothing new.
 func (w *wireDesired) version() uint64 {
+	if slices.ContainsFunc(w.Deployments, func(d wireDeployment) bool { return d.Policy.CorrectDriftStrict }) {
+		return 3
+	}
 	if len(w.Windows) == 0 &&
 		!slices.ContainsFunc(w.Deployments, func(d wireDeployment) bool { return !d.Policy.first() }) &&
 		!slices.ContainsFunc(w.Remove, func(r wireRemoval) bool { return r.Confirmed }) {

@@ -208,6 +208,7 @@ func generated(t *testing.T) map[string][]byte {
 	m.bundles()
 	m.texts()
 	m.second()
+	m.third()
 	return m.out
 }
 

@@ -377,7 +377,7 @@ func TestCDDLHasEveryKey(t *testing.T) {
 			used[rule][k] = true
 		}
 	}
-	documents := slices.Concat(vectors(t, "desired-ok-", "message.hex"), vectors(t, "desired-2-ok-", "message.hex"))
+	documents := slices.Concat(vectors(t, "desired-ok-", "message.hex"), vectors(t, "desired-2-ok-", "message.hex"), vectors(t, "desired-3-ok-", "message.hex"))
 	for _, msg := range documents {
 		var d map[int]cbor.RawMessage
 		decode(t, payloadOf(t, msg), &d)

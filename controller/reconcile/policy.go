@@ -31,7 +31,7 @@ func policy(spec v1alpha1.BundleSpec, o v1alpha1.BundleOptions, rollback time.Du
 		p.NoCreateNamespace = !*o.CreateNamespace
 	}
 	if o.CorrectDrift != nil {
-		p.CorrectDrift, p.CorrectDriftForce = o.CorrectDrift.Enabled, o.CorrectDrift.Force
+		p.CorrectDrift, p.CorrectDriftForce, p.CorrectDriftStrict = o.CorrectDrift.Enabled, o.CorrectDrift.Force, o.CorrectDrift.Strict
 	}
 	if h := o.Helm; h != nil {
 		p.TakeOwnership, p.Force, p.WaitForJobs, p.Rollback = h.TakeOwnership, h.Force, h.WaitForJobs, h.Atomic

@@ -26,7 +26,7 @@ func TestPolicy(t *testing.T) {
 		{name: "nothing said"},
 		{name: "default namespace", options: v1alpha1.BundleOptions{DefaultNamespace: "a", CreateNamespace: &no}, want: bundlefmt.Policy{Namespace: "a", NoCreateNamespace: true}},
 		{name: "forced namespace", options: v1alpha1.BundleOptions{DefaultNamespace: "a", Namespace: "b"}, want: bundlefmt.Policy{Namespace: "b", ForceNamespace: true}},
-		{name: "drift", options: v1alpha1.BundleOptions{CorrectDrift: &v1alpha1.CorrectDrift{Enabled: true, Force: true, KeepFailHistory: true}}, want: bundlefmt.Policy{CorrectDrift: true, CorrectDriftForce: true}},
+		{name: "drift", options: v1alpha1.BundleOptions{CorrectDrift: &v1alpha1.CorrectDrift{Enabled: true, Force: true, Strict: true, KeepFailHistory: true}}, want: bundlefmt.Policy{CorrectDrift: true, CorrectDriftForce: true, CorrectDriftStrict: true}},
 		{name: "keep", options: v1alpha1.BundleOptions{KeepResources: true}, want: bundlefmt.Policy{KeepResources: true}},
 		{name: "account and force sync", options: v1alpha1.BundleOptions{ServiceAccount: "sa", ForceSyncGeneration: 4}, want: bundlefmt.Policy{ServiceAccount: "sa", ForceSync: 4}},
 		{name: "deletion", spec: v1alpha1.BundleSpec{DeleteNamespace: true, DeleteCRDResources: true, DeleteVolumes: true}, want: bundlefmt.Policy{DeleteNamespace: true, DeleteCRDs: true, DeleteVolumes: true}},

@@ -153,6 +153,7 @@ func optionFields() []field {
 		{name: "correctDrift", kind: object, target: "replaced as a whole", doc: "What happens with objects that were changed or deleted on the cluster.", fields: []field{
 			{name: "enabled", kind: boolean, target: "", doc: "They are set back. Else they are reported as Modified."},
 			{name: "force", kind: boolean, doc: "An object that cannot be set back by an update is deleted and made again."},
+			{name: "strict", kind: boolean, doc: "Whatever somebody has added that the bundle does not state is drift, not only what raises rights or adds code; see Drift. Not in Fleet."},
 			{name: "keepFailHistory", kind: boolean, doc: "Accepted; there is no Helm history on a cluster that could be kept."},
 		}},
 		{name: "diff", kind: object, target: appended, doc: "What does not count as drift.", fields: []field{

@@ -459,7 +459,7 @@ func (r *release) apply(ctx context.Context, o *object) error {
 		case o.fail == nil && len(changes) == 0:
 			return nil
 		case o.fail == nil, o.fail.Reason == noDryRun:
-		case o.fail.Reason == Immutable && (r.d.Policy.Force && r.d.Operation != "" || r.d.Policy.CorrectDriftForce):
+		case o.fail.Reason == Immutable && r.mayRecreate():
 			if done, err := r.makeRoom(ctx, o); !done || err != nil {
 				return err
 			}
@@ -469,7 +469,43 @@ func (r *release) apply(ctx context.Context, o *object) error {
 		o.fail = nil
 		r.a.log.Debug().Str("deployment", r.d.Name).Stringer("object", o.ref).Str("patch", patch(o, changes)).Msg("object differs")
 	}
-	return r.write(ctx, o, want, e)
+	if err := r.write(ctx, o, want, e); err != nil || o.fail != nil || len(o.added) == 0 {
+		return err
+	}
+	return r.takeOut(ctx, o, want)
+}
+
+// takeOut sets back what somebody has added. An object from which it cannot be taken is made anew where that is allowed.
+func (r *release) takeOut(ctx context.Context, o *object, want *unstructured.Unstructured) error {
+	o.added = additions(o.live, want, r.d.Policy.CorrectDriftStrict, exemptions(r.d.Handling.ComparePatches, o.ref))
+	if len(o.added) == 0 {
+		return nil
+	}
+	got, f, err := r.a.takeOut(ctx, r.kinds, o, false)
+	if out := r.a.outage(ctx, err); out != nil {
+		return out
+	}
+	if err != nil {
+		refused := o.finding(err)
+		f = &refused
+		f.Message = patch(o, asAdded(diff(o.live.Object, without(o.live, o.added...).Object))) + ": " + f.Message
+	}
+	if f == nil {
+		return r.wrote(o, want, got)
+	}
+	o.fail = f
+	if f.Reason != Immutable || !r.mayRecreate() {
+		return nil
+	}
+	if done, err := r.makeRoom(ctx, o); !done || err != nil {
+		return err
+	}
+	o.fail = nil
+	return r.write(ctx, o, want, exempt{})
+}
+
+func (r *release) mayRecreate() bool {
+	return r.d.Policy.Force && r.d.Operation != "" || r.d.Policy.CorrectDriftForce
 }
 
 // nobodys says that an object was there before the bundle, which only the install minds: an upgrade takes what its new
@@ -549,12 +585,17 @@ func (r *release) write(ctx context.Context, o *object, want *unstructured.Unstr
 		o.fail = &f
 		return nil
 	}
-	if o.live == nil || o.live.GetResourceVersion() != got.GetResourceVersion() {
+	return r.wrote(o, wanted, got)
+}
+
+// wrote takes over what a write has led to.
+func (r *release) wrote(o *object, wanted, got *unstructured.Unstructured) error {
+	if (o.live == nil || o.live.GetResourceVersion() != got.GetResourceVersion()) && !slices.Contains(r.res.Written, o.ref) {
 		r.res.Written = append(r.res.Written, o.ref)
 	}
 	o.live = got
 	r.a.tracked.saw(o.kind.gvr, got)
-	return r.a.verify(o.ref, wanted, got, exemptions(r.d.Handling.ComparePatches, o.ref))
+	return r.a.verify(o, wanted, got, exemptions(r.d.Handling.ComparePatches, o.ref), r.d.Policy.CorrectDriftStrict)
 }
 
 // isNewKind: an API server may answer for a moment that a kind is unknown although its CRD is established.

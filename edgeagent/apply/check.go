@@ -188,9 +188,12 @@ const noDryRun Reason = "NoDryRun"
 // workload that reports progress costs nothing. Writing want to an object that equals it changes nothing, therefore the
 // pair stays equal until one of the two changes.
 //
-// What the bundle exempts from comparing is part of the pair.
+// What the bundle exempts from comparing is part of the pair, and whether it minds every addition.
+//
+// o.added is what the bundle does not state and does mind: see [additions].
 func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstructured.Unstructured, e exempt) ([]change, error) {
-	v, err := judge(want, o.live, e)
+	strict := p.d.Policy.CorrectDriftStrict
+	v, err := judge(want, o.live, e, strict)
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +203,10 @@ func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstruc
 	a.mu.Unlock()
 	if known {
 		return nil, nil
+	}
+	changes, err := a.compareAdded(ctx, p, o, want)
+	if err != nil {
+		return nil, err
 	}
 	dry, f, err := a.dryRun(ctx, p, o, want)
 	if f != nil {
@@ -217,7 +224,7 @@ func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstruc
 		o.fail = &f
 		return nil, nil
 	}
-	changes := diff(e.forCompare(o.live.Object, want.Object), e.forCompare(dry.Object, want.Object))
+	changes = append(changes, diff(e.forCompare(o.live.Object, want.Object), e.forCompare(dry.Object, want.Object))...)
 	if len(changes) == 0 {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -245,19 +252,60 @@ func (a *Applier) dryRun(ctx context.Context, p *pass, o *object, want *unstruct
 	return dry, f, err
 }
 
-// verify notes that live is what writing want has led to, apart from e.
-func (a *Applier) verify(ref Ref, want, live *unstructured.Unstructured, e exempt) error {
-	v, err := judge(want, live, e)
+// compareAdded lists what would change if everything were taken out that the bundle does not state, releases or not. What comes
+// back by itself is no change. What cannot be taken out is there all the same.
+func (a *Applier) compareAdded(ctx context.Context, p *pass, o *object, want *unstructured.Unstructured) ([]change, error) {
+	e := exemptions(p.d.Handling.ComparePatches, o.ref)
+	var less *unstructured.Unstructured
+	for range 5 {
+		if o.added = additions(o.live, want, p.d.Policy.CorrectDriftStrict, e); len(o.added) == 0 {
+			return nil, nil
+		}
+		dry, f, err := a.takeOut(ctx, p, o, true)
+		if out := a.outage(ctx, err); out != nil {
+			return nil, out
+		}
+		if f == nil && err == nil && dry.GetResourceVersion() == o.live.GetResourceVersion() {
+			less = dry
+			break
+		}
+		less = without(o.live, o.added...)
+		live, gone := a.get(ctx, o.kind, o.ref)
+		if f != nil || gone != nil || live.GetUID() != o.live.GetUID() || live.GetResourceVersion() == o.live.GetResourceVersion() {
+			break
+		}
+		o.live = live // it has moved meanwhile
+	}
+	changes := asAdded(diff(e.forCompare(o.live.Object, want.Object), e.forCompare(less.Object, want.Object)))
+	if len(changes) == 0 {
+		o.added = nil
+	}
+	return changes, nil
+}
+
+func asAdded(changes []change) []change {
+	for i := range changes {
+		changes[i].added = true
+	}
+	return changes
+}
+
+// verify notes that live is what writing want has led to, apart from e. What was added beside it is for the next look to judge.
+func (a *Applier) verify(o *object, want, live *unstructured.Unstructured, e exempt, strict bool) error {
+	if len(additions(live, want, strict, e)) > 0 {
+		return nil
+	}
+	v, err := judge(want, live, e, strict)
 	if err != nil {
 		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.verified[idOf(ref)] = v
+	a.verified[idOf(o.ref)] = v
 	return nil
 }
 
-func judge(want, live *unstructured.Unstructured, e exempt) (verdict, error) {
+func judge(want, live *unstructured.Unstructured, e exempt, strict bool) (verdict, error) {
 	var v verdict
 	h := sha256.New()
 	enc := json.NewEncoder(h)
@@ -276,7 +324,7 @@ func judge(want, live *unstructured.Unstructured, e exempt) (verdict, error) {
 		}
 		meta["uid"] = m["uid"]
 	}
-	for _, part := range []any{want.Object, top, meta, e.pointers, e.ops} {
+	for _, part := range []any{want.Object, top, meta, e.pointers, e.ops, strict} {
 		if err := enc.Encode(part); err != nil {
 			return v, fmt.Errorf("hash object: %w", err)
 		}

@@ -13,6 +13,7 @@ type change struct {
 	path     string
 	loose    string // the same, in the form of [loose]
 	from, to any
+	added    bool // it is an [addition]
 }
 
 // bookkeeping are the metadata fields that the API server keeps; they never make a difference.
@@ -47,6 +48,9 @@ func diffValue(path, lp string, live, want any, out *[]change) {
 	if path == "metadata.labels" || path == "metadata.annotations" { // the first one of all is one change, not the map
 		live, want = orEmpty(live), orEmpty(want)
 	}
+	if l, ok := live.([]any); ok && want == nil && len(l) > 0 && listKey(l) == "name" { // each by its name
+		want = []any{}
+	}
 	switch l := live.(type) {
 	case map[string]any:
 		if w, ok := want.(map[string]any); ok {
@@ -62,7 +66,7 @@ func diffValue(path, lp string, live, want any, out *[]change) {
 		}
 	}
 	if !equal(live, want) {
-		*out = append(*out, change{path, lp, live, want})
+		*out = append(*out, change{path: path, loose: lp, from: live, to: want})
 	}
 }
 
@@ -92,7 +96,7 @@ func diffList(path, lp string, live, want []any, out *[]change) {
 	}
 	for i := range live { // same elements in another order: that matters for env and for args of init containers
 		if k := fmt.Sprint(live[i].(map[string]any)[key]); k != fmt.Sprint(want[i].(map[string]any)[key]) {
-			*out = append(*out, change{path, lp, "order " + k + " …", "order " + fmt.Sprint(want[i].(map[string]any)[key]) + " …"})
+			*out = append(*out, change{path: path, loose: lp, from: "order " + k + " …", to: "order " + fmt.Sprint(want[i].(map[string]any)[key]) + " …"})
 			return
 		}
 	}
@@ -201,9 +205,12 @@ func patch(o *object, changes []change) string {
 		}
 		if isSecret(o.ref) && strings.HasPrefix(c.path, "data") || delicate(c.path) || o.touches(c) {
 			fmt.Fprintf(&b, "%s: differs", c.path)
-			continue
+		} else {
+			fmt.Fprintf(&b, "%s: %s → %s", c.path, value(c.from), value(c.to))
 		}
-		fmt.Fprintf(&b, "%s: %s → %s", c.path, value(c.from), value(c.to))
+		if c.added {
+			b.WriteString(" (added on the site)")
+		}
 	}
 	return b.String()
 }

@@ -119,7 +119,7 @@ func BenchmarkJudge(b *testing.B) {
 	live := benchObject(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := judge(live, live, exempt{}); err != nil {
+		if _, err := judge(live, live, exempt{}, false); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -21,6 +21,7 @@ type object struct {
 	live *unstructured.Unstructured // nil: not on the cluster
 	fail *Finding                   // set: nothing more is done with it in this pass
 
+	added  []addition        // what the bundle does not state and minds, as compare has found
 	filled map[string]bool   // paths, in the form of [loose], that hold values of the site
 	hidden map[string]bool   // the same, and those that held them before
 	asked  [sha256.Size]byte // see [asked]

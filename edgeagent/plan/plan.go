@@ -541,7 +541,7 @@ func (x step) checkDue() time.Time {
 // only to a later change (its way back, what it waits for, what it may delete), or to what is reported.
 func sameOnCluster(a, b Release) bool {
 	harmless := func(p bundlefmt.Policy) bundlefmt.Policy {
-		p.CorrectDrift, p.Paused, p.KeepResources, p.ReadyTimeoutSecond = false, false, false, 0
+		p.CorrectDrift, p.CorrectDriftStrict, p.Paused, p.KeepResources, p.ReadyTimeoutSecond = false, false, false, false, 0
 		p.Rollback, p.WaitForJobs, p.DependsOn = false, false, nil
 		p.ConfirmPrune, p.DeleteNamespace, p.DeleteCRDs, p.DeleteVolumes = false, false, false, false
 		return p

@@ -256,6 +256,9 @@ type CorrectDrift struct {
 	// Force: an object that cannot be set back by an update (a field that cannot change) is deleted and created again.
 	// +optional
 	Force bool `json:"force,omitempty"`
+	// Strict: whatever somebody has added that the bundle does not state is drift, not only what raises rights or adds code.
+	// +optional
+	Strict bool `json:"strict,omitempty"`
 	// KeepFailHistory is accepted for Fleet's sake: there is no Helm history on a cluster.
 	// +optional
 	KeepFailHistory bool `json:"keepFailHistory,omitempty"`
