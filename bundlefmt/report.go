@@ -27,6 +27,10 @@ const (
 	ErrApplied  State = "ErrApplied"  // applying failed
 )
 
+// RemovalsHeld begins the message of a removal that the agent holds because it is one of unusually many, until each of them is
+// confirmed in the desired document. Their number follows: "held: would remove 3 of 4 deployments".
+const RemovalsHeld = "held: would remove "
+
 // ranks orders states for summaries, worst first.
 var ranks = []State{ErrApplied, Refused, RolledBack, WaitApplied, Downloading, Modified, OutOfSync, Held, Pending, Orphaned, NotReady, Ready}
 

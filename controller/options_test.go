@@ -301,20 +301,24 @@ func TestConfirmRemovalOnCluster(t *testing.T) {
 			t.Errorf("%s is confirmed by nobody", r.Name)
 		}
 	}
-	const say = "held: would remove 3 of 4 deployments; confirm on the hub: kubectl annotate clusters.shoal.dev store-1 shoal.dev/confirm-removal=3"
+	const say = "held: would remove 3 of 4 deployments; confirm on the hub: kubectl annotate --overwrite clusters.shoal.dev store-1 shoal.dev/confirm-removal=3"
 	holds := func(r *bundlefmt.Reported) {
 		for _, n := range names[:3] {
 			r.Deployments = append(r.Deployments, bundlefmt.DeploymentReport{Name: n, Serial: 1, Digest: bundlefmt.Sum([]byte(n)), State: bundlefmt.Held, Message: say, Since: time.Now()})
 		}
 	}
-	s.report(bundlefmt.Ready, holds)
+	s.report(bundlefmt.Ready, holds, func(r *bundlefmt.Reported) { // another waits for a window: it is none of those to confirm
+		r.Deployments = append(r.Deployments, bundlefmt.DeploymentReport{Name: "other", State: bundlefmt.Held, Message: "its removal waits: the window opens at noon", Since: time.Now()})
+	})
 	h.waitCluster("store-1", "says how to confirm", func(c *v1alpha1.Cluster) bool {
 		return c.Status.Display.Message == say && c.Status.Display.State == v1alpha1.StateHeld
 	})
 	h.updateCluster("store-1", func(c *v1alpha1.Cluster) {
 		metav1.SetMetaDataAnnotation(&c.ObjectMeta, reconcile.ConfirmRemoval, "2") // not what was seen
 	})
-	h.waitCluster("store-1", "was looked at", func(c *v1alpha1.Cluster) bool { return c.Annotations[reconcile.ConfirmRemoval] == "2" })
+	h.waitCluster("store-1", "says that it is another number", func(c *v1alpha1.Cluster) bool {
+		return strings.HasPrefix(c.Status.Display.Message, "shoal.dev/confirm-removal=2 confirms nothing, 3 removals wait: a, b, c: held: would remove 3 of 4")
+	})
 	h.updateCluster("store-1", func(c *v1alpha1.Cluster) { c.Annotations[reconcile.ConfirmRemoval] = "3" })
 	d = s.waitDesired("confirms", func(d *bundlefmt.Desired) bool {
 		n := 0

@@ -627,6 +627,10 @@ func TestRemovalHeld(t *testing.T) {
 			t.Fatalf("%s was told to remove %v", s.id.Name, d.Remove)
 		}
 	}
+	h.update("a", func(b *v1alpha1.Bundle) { metav1.SetMetaDataAnnotation(&b.ObjectMeta, reconcile.ConfirmRemoval, "10") })
+	h.waitBundle("a", "says that it is another number", func(b *v1alpha1.Bundle) bool {
+		return strings.Contains(b.Status.Display.Message, "confirm-removal=10 confirms nothing") && strings.Contains(b.Status.Display.Message, reconcile.ConfirmRemoval+"=11")
+	})
 	h.update("a", func(b *v1alpha1.Bundle) {
 		metav1.SetMetaDataAnnotation(&b.ObjectMeta, reconcile.ConfirmRemoval, "11")
 	})

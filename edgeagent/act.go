@@ -290,6 +290,7 @@ func (s *site) applied(a plan.Action, res apply.Result, err error, now time.Time
 	if moves(a.Verb) {
 		l.Health, l.applied, l.Trial = nil, now, plan.Trial{}
 	}
+	s.wake(now)
 	s.a.metrics.applies.WithLabelValues("ok").Inc()
 	l.Failed = nil
 	s.log.Info().Str("deployment", a.Deployment).Stringer("serial", a.Release.Serial).Str("action", string(a.Verb)).
@@ -461,6 +462,7 @@ func (s *site) removed(a plan.Action, res apply.Removed, err error, now time.Tim
 	delete(s.records, a.Deployment)
 	delete(s.local, a.Deployment)
 	s.log.Info().Str("deployment", a.Deployment).Int("objects", len(res.Deleted)).Int("kept", len(res.Kept)).Msg("removed")
+	s.wake(now)
 	s.event(bundlefmt.Event{At: now, Deployment: a.Deployment, Message: "removed"})
 	s.say.soon(now, 0)
 }

@@ -326,7 +326,7 @@ func TestHeldRemoval(t *testing.T) {
 	}
 	h.publish(prefix.Desired(s.c), h.document(s.c, 2, remove(false), entries[3]))
 	d := h.awaitState(s.c, "a", 1, bundlefmt.Held)
-	if want := "held: would remove 3 of 4 deployments; confirm on the hub: kubectl -n shops annotate clusters.shoal.dev store-1 shoal.dev/confirm-removal=3"; d.Message != want {
+	if want := "held: would remove 3 of 4 deployments; confirm on the hub: kubectl -n shops annotate --overwrite clusters.shoal.dev store-1 shoal.dev/confirm-removal=3"; d.Message != want {
 		t.Errorf("message: %s", d.Message)
 	}
 	s.edit("a", "x")
@@ -339,6 +339,42 @@ func TestHeldRemoval(t *testing.T) {
 	if got := s.names(); !slices.Equal(got, []string{"d"}) {
 		t.Errorf("on the cluster: %v", got)
 	}
+}
+
+// A bundle whose object another one has is applied at once when that lets go, and not when its back-off is over.
+func TestFreedOfAConflict(t *testing.T) {
+	h := newHub(t)
+	s := newSite(t, h, "store-1")
+	s.start()
+	one, two := h.seal(s.configMap("shared", "one")), h.seal(s.configMap("shared", "two"))
+	h.put(s.c, "", one)
+	h.put(s.c, "", two)
+	h.order(s.c, 1, entry("one", 1, one, fix))
+	h.awaitState(s.c, "one", 1, bundlefmt.Ready)
+	s.halt()
+	s.o.Timing.RetryMin, s.o.Timing.RetryMax = time.Hour, time.Hour // now that it has enrolled
+	s.start()
+	blocked := func(name string) {
+		h.awaitReport(s.c, name+" to be blocked", func(r *bundlefmt.Reported) bool {
+			d, _ := of(r, name)
+			return d.State == bundlefmt.ErrApplied && strings.Contains(d.Message, `belongs to deployment "one"`)
+		})
+	}
+	h.order(s.c, 2, entry("one", 1, one, fix), entry("two", 2, two, fix))
+	blocked("two")
+	// The other drops the object ...
+	other := h.seal(s.configMap("other", "x"))
+	h.put(s.c, "", other)
+	h.order(s.c, 3, entry("one", 3, other, fix), entry("two", 2, two, fix))
+	h.awaitState(s.c, "two", 2, bundlefmt.Ready)
+	s.awaitValue("shared", "two")
+	// ... or is removed.
+	h.order(s.c, 4, entry("one", 3, other, fix), entry("two", 2, two, fix), entry("three", 4, other, fix))
+	blocked("three")
+	h.publish(prefix.Desired(s.c), h.document(s.c, 5, func(d *bundlefmt.Desired) {
+		d.Remove = []bundlefmt.Removal{{Name: "one", Serial: 5}}
+	}, entry("two", 2, two, fix), entry("three", 4, other, fix)))
+	h.awaitState(s.c, "three", 4, bundlefmt.Ready)
 }
 
 // The disk is lost. The agent comes back as the same site without anybody's help, takes over what the cluster has on record, writes to no

@@ -309,6 +309,7 @@ func (s *site) step(now time.Time) time.Time {
 	}
 	sooner(s.lookForLocks(now))
 	s.proveLink(now)
+	s.pile(now)
 	actions := plan.Next(s.state(), now)
 	wanted := map[bundlefmt.Digest]bool{}
 	var todo []plan.Action
@@ -374,6 +375,29 @@ func (s *site) state() plan.State {
 		}
 	}
 	return st
+}
+
+// pile keeps since when removals are held because they are many.
+func (s *site) pile(now time.Time) {
+	held := plan.Pile(s.state(), now)
+	for name, l := range s.local {
+		switch {
+		case !held[name]:
+			l.Piled = time.Time{}
+		case l.Piled.IsZero():
+			l.Piled = now
+		}
+	}
+}
+
+// wake has those tried again at once that could not be applied because another deployment had an object of theirs: one has let go.
+func (s *site) wake(now time.Time) {
+	for _, l := range s.local {
+		f := l.Failed
+		if f != nil && f.Verb == plan.Apply && slices.ContainsFunc(l.errors, func(e apply.Finding) bool { return e.Reason == apply.OwnedByOther }) {
+			f.Until = now
+		}
+	}
 }
 
 func (s *site) ordered(name string) bool {

@@ -369,8 +369,11 @@ func (p *pass) remove() {
 	p.losing = len(lose)
 	held := ""
 	if rollout.HoldRemoval(len(having), len(lose)) && p.bundle.Annotations[ConfirmRemoval] != strconv.Itoa(len(lose)) {
-		held = fmt.Sprintf("its targets no longer match %d of the %d clusters that have it; nothing is removed until you confirm: kubectl -n %s annotate bundles.shoal.dev %s %s=%d",
+		held = fmt.Sprintf("its targets no longer match %d of the %d clusters that have it; nothing is removed until you confirm: kubectl -n %s annotate --overwrite bundles.shoal.dev %s %s=%d",
 			len(lose), len(having), p.bundle.Namespace, p.bundle.Name, ConfirmRemoval, len(lose))
+		if n := p.bundle.Annotations[ConfirmRemoval]; n != "" {
+			held = fmt.Sprintf("%s=%s confirms nothing: %s", ConfirmRemoval, clip(n), held)
+		}
 		p.bundle.Status.RemovalHeld = &v1alpha1.RemovalHeld{Clusters: int32(len(lose)), Message: held, Since: metav1.NewTime(p.now.Truncate(time.Second))}
 		if was != nil {
 			p.bundle.Status.RemovalHeld.Since = was.Since

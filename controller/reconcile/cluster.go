@@ -213,7 +213,7 @@ func heldRemovals(m fleet.Member) (names []string, message string) {
 		return nil, ""
 	}
 	for _, r := range m.Ordered.Remove {
-		if d, ok := m.Report(r.Name); ok && !r.Confirmed && !r.Keep && d.State == bundlefmt.Held {
+		if d, ok := m.Report(r.Name); ok && !r.Confirmed && !r.Keep && d.State == bundlefmt.Held && strings.HasPrefix(d.Message, bundlefmt.RemovalsHeld) {
 			names, message = append(names, r.Name), d.Message
 		}
 	}
@@ -366,6 +366,9 @@ func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, wrong fleet.Problem, no
 		state, message = v1alpha1.StatePending, "no agent has enrolled as this cluster yet"
 	case len(held) > 0:
 		message = why
+		if n := cl.Annotations[ConfirmRemoval]; n != "" && n != strconv.Itoa(len(held)) {
+			message = fmt.Sprintf("%s=%s confirms nothing, %d removals wait: %s: %s", ConfirmRemoval, clip(n), len(held), strings.Join(held, ", "), why)
+		}
 	case m.Reported != nil && m.Reported.Stale && state == v1alpha1.StateReady:
 		state, message = v1alpha1.StateStale, "its newest order is older than it should be"
 	case m.Reported != nil && m.Reported.Refused != nil && message == "":

@@ -183,32 +183,65 @@ func (d *decision) locked() (why string, until time.Time) {
 const (
 	minRemovals  = 3
 	removalShare = 50
+	// gather is how long after others a removal may come and still be one of them.
+	gather = 10 * time.Minute
 )
 
-// tooMany says why the document's removals wait for somebody to confirm them; empty: they do not. Those that keep their objects, that
-// have begun, or that were confirmed do not count.
-func tooMany(s *State) string {
-	n := 0
+// Pile names the removals that wait for somebody to confirm them, because they are unusually many at once. Those that came within
+// gather after them are held with them; a later one is judged by itself, so that neither a forgotten pile holds everything that
+// comes after it, nor the number that confirms it changes. Whoever calls this keeps since when in Local.Piled.
+func Pile(s State, now time.Time) map[string]bool {
+	if s.Desired == nil {
+		return nil
+	}
+	held, _ := pile(&s, now)
+	return held
+}
+
+// pile is Pile, and how many deployments run. Removals that keep their objects, that have begun, or that were confirmed do not count.
+func pile(s *State, now time.Time) (held map[string]bool, total int) {
+	var newest time.Time
+	held = map[string]bool{}
+	var fresh []string
 	for _, r := range s.Desired.Remove {
-		if l, known := s.Local[r.Name]; known && !l.Leaving && !r.Confirmed && !r.Keep && (l.Applied != nil || l.Begun != nil) {
-			n++
+		l, known := s.Local[r.Name]
+		switch {
+		case !known || l.Leaving || r.Confirmed || r.Keep || l.Applied == nil && l.Begun == nil:
+		case l.Piled.IsZero():
+			fresh = append(fresh, r.Name)
+		default:
+			held[r.Name] = true
+			if l.Piled.After(newest) {
+				newest = l.Piled
+			}
 		}
 	}
-	total := 0
 	for _, l := range s.Local {
 		if l.Applied != nil || l.Begun != nil {
 			total++
 		}
 	}
+	if !s.unusual(len(held), total) { // some were taken back
+		for n := range held {
+			fresh = append(fresh, n)
+		}
+		clear(held)
+	}
+	if len(held) > 0 && now.Sub(newest) < gather || s.unusual(len(fresh), total-len(held)) {
+		for _, n := range fresh {
+			held[n] = true
+		}
+	}
+	return held, total
+}
+
+// unusual says whether n removals of total deployments are too many to go by themselves.
+func (s *State) unusual(n, total int) bool {
 	share := s.RemovalShare
 	if share == 0 {
 		share = removalShare
 	}
-	if n < minRemovals || n*100 <= total*share {
-		return ""
-	}
-	return fmt.Sprintf("held: would remove %d of %d deployments; confirm on the hub: kubectl -n %s annotate clusters.shoal.dev %s shoal.dev/confirm-removal=%d",
-		n, total, s.Desired.Workspace, s.Desired.Cluster, n)
+	return n >= minRemovals && n*100 > total*share
 }
 
 // depends reports whether anything waits for anything.

@@ -92,6 +92,7 @@ type Local struct {
 	Previous *Release  // ran before Applied and was ready
 	Trial    Trial     // of Begun, or else of Applied
 	Rejected *Rejected // was given up
+	Piled    time.Time // its removal has been held since then because it came with unusually many others, see Pile; zero: it has not
 	Pruning  string    // Applied is on the cluster, but deleting what it no longer has is held: why
 	Linked   bool      // there was a link when the last apply began, and it is not known yet that there still can be one
 
@@ -221,7 +222,8 @@ type decision struct {
 	ordered map[string]Release
 	removed map[string]bundlefmt.Removal
 	states  map[string]bundlefmt.State // nil: dependencies are not looked at
-	tooMany string                     // why removals are held
+	pile    map[string]bool            // removals that are held, see Pile
+	total   int                        // deployments that run
 }
 
 func (d *decision) read() {
@@ -236,7 +238,7 @@ func (d *decision) read() {
 			d.removed[r.Name] = r
 			d.names = append(d.names, r.Name)
 		}
-		d.tooMany = tooMany(s)
+		d.pile, d.total = pile(s, d.now)
 	} else {
 		for name, l := range s.Local {
 			switch {
@@ -299,8 +301,9 @@ func (x step) wait(until time.Time, st bundlefmt.State, msg string) Action {
 }
 
 func (x step) remove(r bundlefmt.Removal) []Action {
-	if !x.l.Leaving && !r.Confirmed && !r.Keep && x.tooMany != "" {
-		return x.meanwhile(bundlefmt.Held, x.tooMany, time.Time{}, false)
+	if x.pile[x.name] {
+		return x.meanwhile(bundlefmt.Held, fmt.Sprintf(bundlefmt.RemovalsHeld+"%d of %d deployments; confirm on the hub: kubectl -n %s annotate --overwrite clusters.shoal.dev %s shoal.dev/confirm-removal=%d",
+			len(x.pile), x.total, x.s.Desired.Workspace, x.s.Desired.Cluster, len(x.pile)), time.Time{}, false)
 	}
 	why, until := x.locked()
 	if why == "" && !x.l.Leaving {

@@ -237,6 +237,8 @@ func local(t *testing.T, f []string) Local {
 			l.Begun = release(t, v)
 		case "leaving":
 			l.Leaving = true
+		case "piled":
+			l.Piled = at(v)
 		case "busy":
 			l.Busy = true
 		case "doing":
