@@ -7,8 +7,13 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/google/go-cmp/cmp"
@@ -381,8 +386,14 @@ func TestPartitions(t *testing.T) {
 		return v1alpha1.Partition{Name: wave, MaxUnavailable: intOrString(budget), ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"wave": wave}}}}
 	}
 	web.Spec.RolloutStrategy = &v1alpha1.RolloutStrategy{MaxUnavailable: intOrString(1), Partitions: []v1alpha1.Partition{part("canary", 1), part("eu", 1)}}
+	for _, s := range sites {
+		h.waitCluster(s.id.Name, "told its facts", func(c *v1alpha1.Cluster) bool { return c.Status.KubernetesVersion != "" })
+	}
 	h.create(web)
-	for _, n := range names { // a first install goes by partitions as well
+	for i, n := range names { // a first install follows the strategy, too
+		h.waitBundle("web", "is at "+n, func(b *v1alpha1.Bundle) bool {
+			return b.Status.Summary.WaitApplied == 1 && b.Status.Summary.Pending == int32(3-i)
+		})
 		sites[n].waitDesired("runs web", runs("web"))
 		sites[n].report(bundlefmt.Ready)
 	}
@@ -428,4 +439,134 @@ func TestPartitions(t *testing.T) {
 	h.waitBundle("web", "is ready everywhere", func(b *v1alpha1.Bundle) bool {
 		return b.Status.Display.ReadyClusters == "4/4" && b.Status.Display.State == v1alpha1.StateReady
 	})
+}
+
+// The documented example: one canary that does not become ready keeps the release from everybody outside its partition, whatever
+// maxUnavailable allows, for an update as for a first install; and the headline names the canary and what it lacks.
+func TestCanaryOfOne(t *testing.T) {
+	h := newHub(t)
+	sites := map[string]*site{}
+	for _, n := range []string{"canary", "s-1", "s-2", "s-3"} {
+		sites[n] = h.join(n, map[string]string{"ring": strings.Split(n, "-")[0]})
+		h.waitCluster(n, "told its facts", func(c *v1alpha1.Cluster) bool { return c.Status.KubernetesVersion != "" })
+	}
+	ten := intstr.FromString("10%")
+	web := configMap("web", "1")
+	web.Spec.Targets = everywhere()
+	web.Spec.RolloutStrategy = &v1alpha1.RolloutStrategy{MaxUnavailable: &ten, Partitions: []v1alpha1.Partition{{
+		Name: "canary", MaxUnavailable: intOrString(1), ClusterMatch: v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"ring": "canary"}}},
+	}}}
+	notReady := func(r *bundlefmt.Reported) { r.Deployments[0].Message = "deployments default/web: 0 of 1 available" }
+	stops := func(state v1alpha1.State, waits int32) {
+		t.Helper()
+		b := h.waitBundle("web", "stops at the canary", func(b *v1alpha1.Bundle) bool {
+			return b.Status.Summary.NotReady == 1 && b.Status.Summary.OutOfSync+b.Status.Summary.Pending == waits && strings.HasPrefix(b.Status.Display.Message, "canary")
+		})
+		if b.Status.Display.State != state || b.Status.Display.Message != "canary NotReady: deployments default/web: 0 of 1 available (and 3 more)" {
+			t.Errorf("says %s, %q", b.Status.Display.State, b.Status.Display.Message)
+		}
+		if i := b.Status.NotReady[len(b.Status.NotReady)-1]; !strings.Contains(i.Message, "waits for partition canary: 1 of 1 clusters are updating or not ready (canary), maxNotReady allows 0") {
+			t.Errorf("%s is told %q", i.Name, i.Message)
+		}
+	}
+	// A first install of something bad.
+	h.create(web)
+	sites["canary"].waitDesired("runs web", runs("web"))
+	sites["canary"].report(bundlefmt.NotReady, notReady)
+	stops(v1alpha1.StatePending, 3)
+	for _, n := range []string{"s-1", "s-2", "s-3"} {
+		if d := sites[n].waitDesired("is as before", func(*bundlefmt.Desired) bool { return true }); len(d.Deployments) != 0 {
+			t.Errorf("a first install went on to %s: %+v", n, d)
+		}
+	}
+	sites["canary"].report(bundlefmt.Ready)
+	for _, n := range []string{"s-1", "s-2", "s-3"} {
+		sites[n].waitDesired("runs web", runs("web"))
+		sites[n].report(bundlefmt.Ready)
+	}
+	h.waitBundle("web", "is ready", func(b *v1alpha1.Bundle) bool { return b.Status.Display.ReadyClusters == "4/4" })
+	// An update to something bad.
+	old := entry(t, sites["s-1"].waitDesired("runs web", runs("web")), "web").Digest
+	h.update("web", func(b *v1alpha1.Bundle) { b.Spec.Resources = configMap("web", "2").Spec.Resources })
+	sites["canary"].waitDesired("has the next release", func(d *bundlefmt.Desired) bool { return entry(t, d, "web").Digest != old })
+	sites["canary"].report(bundlefmt.NotReady, notReady)
+	stops(v1alpha1.StateOutOfSync, 3)
+	for _, n := range []string{"s-1", "s-2", "s-3"} {
+		if entry(t, sites[n].waitDesired("runs web", runs("web")), "web").Digest != old {
+			t.Errorf("the bad release went on to %s", n)
+		}
+	}
+	// A partition that holds nobody is mentioned.
+	h.update("web", func(b *v1alpha1.Bundle) {
+		b.Spec.RolloutStrategy.Partitions = append(b.Spec.RolloutStrategy.Partitions, v1alpha1.Partition{Name: "typo", ClusterMatch: v1alpha1.ClusterMatch{ClusterName: "s-11"}})
+	})
+	h.waitBundle("web", "mentions the partition without clusters", func(b *v1alpha1.Bundle) bool {
+		c := meta.FindStatusCondition(b.Status.Conditions, v1alpha1.ConditionRendered)
+		return c != nil && c.Message == "rolloutStrategy.partitions[1] (typo): holds no cluster of this bundle, so no other waits for it"
+	})
+	// A canary that cannot be rendered for gates as well.
+	h.update("web", func(b *v1alpha1.Bundle) {
+		b.Spec.Resources = configMap("web", "3").Spec.Resources
+		b.Spec.Targets = append([]v1alpha1.BundleTarget{{Name: "canary", ClusterMatch: v1alpha1.ClusterMatch{ClusterName: "canary"}, BundleOptions: v1alpha1.BundleOptions{Kustomize: &v1alpha1.KustomizeOptions{Dir: "nowhere"}}}}, everywhere()...)
+	})
+	b := h.waitBundle("web", "cannot be rendered for the canary", func(b *v1alpha1.Bundle) bool {
+		return b.Status.Summary.ErrRendered == 1 && b.Status.Summary.OutOfSync == 3
+	})
+	if b.Status.Display.State != v1alpha1.StateErrRendered || !strings.HasPrefix(b.Status.Display.Message, "canary: ") {
+		t.Errorf("says %s, %q", b.Status.Display.State, b.Status.Display.Message)
+	}
+}
+
+// A strategy that lets nobody move is refused by the API; a Bundle that has it already says so, and keeps what is there.
+func TestStrategyRefused(t *testing.T) {
+	h := newHub(t)
+	s := h.join("store-1", nil)
+	zero := configMap("zero", "1")
+	zero.Spec.Targets = everywhere()
+	zero.Namespace = h.ns
+	for _, v := range []string{"0", "-1", "0%", "many"} {
+		for _, v := range []intstr.IntOrString{intstr.Parse(v), intstr.FromString(v)} {
+			for _, strategy := range []*v1alpha1.RolloutStrategy{{MaxUnavailable: &v}, {Partitions: []v1alpha1.Partition{{MaxUnavailable: &v}}}} {
+				zero.Spec.RolloutStrategy = strategy
+				err := h.kube.Create(t.Context(), zero)
+				if err == nil || !strings.Contains(err.Error(), "maxUnavailable") || v.Type == intstr.Int && !strings.Contains(err.Error(), "0 lets no cluster move, ever") {
+					t.Errorf("maxUnavailable %v: %v", v, err)
+				}
+			}
+		}
+	}
+	none := int32(0)
+	zero.Spec.RolloutStrategy = &v1alpha1.RolloutStrategy{MaxNew: &none}
+	if err := h.kube.Create(t.Context(), zero); err == nil || !strings.Contains(err.Error(), "maxNew") {
+		t.Errorf("maxNew 0: %v", err)
+	}
+	a := configMap("a", "1")
+	a.Spec.Targets = everywhere()
+	h.create(a)
+	before := entry(t, s.waitDesired("runs a", runs("a")), "a")
+	s.report(bundlefmt.Ready)
+	// A Bundle as the definition before accepted it.
+	h.stop()
+	u := &unstructured.Unstructured{}
+	u.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
+	u.SetName("bundles.shoal.dev")
+	const at = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/rolloutStrategy/properties/maxUnavailable/x-kubernetes-validations"
+	if err := h.kube.Patch(t.Context(), u, client.RawPatch(types.JSONPatchType, []byte(`[{"op":"remove","path":"`+at+`"}]`))); err != nil {
+		t.Fatal(err)
+	}
+	h.update("a", func(b *v1alpha1.Bundle) {
+		b.Spec.RolloutStrategy = &v1alpha1.RolloutStrategy{MaxUnavailable: intOrString(0)}
+		b.Spec.Resources = configMap("a", "2").Spec.Resources
+	})
+	s.stop()
+	h.start()
+	s.up()
+	h.waitBundle("a", "says so", func(b *v1alpha1.Bundle) bool {
+		return b.Status.Display.State == v1alpha1.StateErrRendered && strings.Contains(b.Status.Display.Message, "rolloutStrategy.maxUnavailable: 0 lets no cluster move, ever")
+	})
+	if now := entry(t, s.waitDesired("runs a", runs("a")), "a"); now.Digest != before.Digest {
+		t.Error("it was updated")
+	}
+	h.update("a", func(b *v1alpha1.Bundle) { b.Spec.RolloutStrategy.MaxUnavailable = intOrString(1) })
+	s.waitDesired("is updated once it is corrected", func(d *bundlefmt.Desired) bool { return entry(t, d, "a").Digest != before.Digest })
 }

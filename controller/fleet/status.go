@@ -53,6 +53,16 @@ func (m Member) Available(name string) bool {
 	return ok && m.Release(name).Equal(m.ordered(name)) && (r.State == bundlefmt.Ready || r.State == bundlefmt.Modified)
 }
 
+// Away says that the cluster has no link, or never had one, and has said nothing since it was told to run what is wanted, if it was:
+// it cannot show how the release does.
+func (m Member) Away(name string, wanted rollout.Release) bool {
+	if m.Link == Online || m.Link == Unknown && m.Reported != nil { // one that this hub has not heard since it started may have a link
+		return false
+	}
+	e, _ := m.Entry(name)
+	return m.Reported == nil || !wanted.Equal(m.ordered(name)) || m.Reported.Serial < e.Serial
+}
+
 // behind says whether something else is wanted than the document in force orders.
 func (m Member) behind(name string) bool {
 	a, ok := m.Assigned[name]

@@ -130,6 +130,9 @@ func (p *pass) run(ctx context.Context) (mistake, err error) {
 	if p.partitions, err = partitions(p.bundle.Spec.RolloutStrategy, all, groups); err != nil {
 		return err, nil
 	}
+	if err := p.strategy().Check(); err != nil {
+		return fmt.Errorf("rolloutStrategy.%w; clusters keep what they have", err), nil
+	}
 	if len(p.bundle.Spec.DependsOn) > 0 {
 		var list v1alpha1.BundleList
 		if err := p.Client.List(ctx, &list, client.InNamespace(p.bundle.Namespace)); err != nil {
@@ -148,6 +151,7 @@ func (p *pass) run(ctx context.Context) (mistake, err error) {
 			members[g] = append(members[g], c.Name)
 		}
 	}
+	p.emptyPartitions()
 	p.assign(members)
 	p.remove()
 	p.status()
@@ -283,9 +287,22 @@ func partitions(s *v1alpha1.RolloutStrategy, clusters []target.Cluster, groups [
 		if err != nil {
 			return nil, fmt.Errorf("rolloutStrategy.partitions[%d]: %w", i, err)
 		}
-		out = append(out, rollout.Partition{Name: p.Name, Clusters: names, MaxUnavailable: p.MaxUnavailable})
+		out = append(out, rollout.Partition{Name: p.Name, Clusters: names, MaxUnavailable: p.MaxUnavailable, MaxNotReady: p.MaxNotReady})
 	}
 	return out, nil
+}
+
+// emptyPartitions notes the partitions that gate nothing, because they hold no cluster of the bundle: a typing error, often.
+func (p *pass) emptyPartitions() {
+	for i, q := range p.partitions {
+		if !slices.ContainsFunc(p.matches, func(m target.Match) bool { return slices.Contains(q.Clusters, m.Cluster) }) {
+			where := fmt.Sprintf("rolloutStrategy.partitions[%d]", i)
+			if q.Name != "" {
+				where += fmt.Sprintf(" (%s)", q.Name)
+			}
+			p.notes[where+": holds no cluster of this bundle, so no other waits for it"] = true
+		}
+	}
 }
 
 // assign lets the rollout decide who moves now. groups lists the members of each group.
@@ -299,16 +316,16 @@ func (p *pass) assign(groups map[string][]string) {
 	}
 	for _, m := range p.matches {
 		out := p.releases[m.Cluster]
-		if out.release.IsZero() {
-			continue
-		}
 		member := p.View.Get(p.id(m.Cluster))
-		out.release = confirmed(out.release, member, p.bundle.Name, confirms)
-		p.releases[m.Cluster] = out
+		if !out.release.IsZero() {
+			out.release = confirmed(out.release, member, p.bundle.Name, confirms)
+			p.releases[m.Cluster] = out
+			wanting[out.release.Digest] = append(wanting[out.release.Digest], m.Cluster)
+		}
 		members = append(members, rollout.Member{
-			Cluster: m.Cluster, Wanted: out.release, Ordered: member.Release(p.bundle.Name), Available: member.Available(p.bundle.Name), Paused: byName[m.Cluster].Spec.Paused,
+			Cluster: m.Cluster, Wanted: out.release, Ordered: member.Release(p.bundle.Name), Available: member.Available(p.bundle.Name),
+			Paused: byName[m.Cluster].Spec.Paused, Away: member.Away(p.bundle.Name, out.release),
 		})
-		wanting[out.release.Digest] = append(wanting[out.release.Digest], m.Cluster)
 	}
 	held := map[string]string{}
 	for _, s := range rollout.Next(p.strategy(), members) {
@@ -345,7 +362,7 @@ func (p *pass) assign(groups map[string][]string) {
 func (p *pass) strategy() rollout.Strategy {
 	out := rollout.Strategy{Paused: p.bundle.Spec.Paused, Partitions: p.partitions}
 	if s := p.bundle.Spec.RolloutStrategy; s != nil {
-		out.MaxUnavailable, out.MaxUnavailablePartitions = s.MaxUnavailable, s.MaxUnavailablePartitions
+		out.MaxUnavailable, out.MaxNotReady, out.MaxUnavailablePartitions = s.MaxUnavailable, s.MaxNotReady, s.MaxUnavailablePartitions
 		out.AutoPartitionSize, out.AutoPartitionThreshold, out.MaxNew = s.AutoPartitionSize, s.AutoPartitionThreshold, s.MaxNew
 	}
 	return out
@@ -494,7 +511,7 @@ func (p *pass) fail(err error) {
 
 func (p *pass) show(state v1alpha1.State, message string, t *tally) {
 	p.bundle.Status.Summary = t.summary
-	p.bundle.Status.NotReady = t.worstFirst()
+	p.bundle.Status.NotReady = t.causesFirst()
 	p.headline(state, message, t.ready())
 }
 

@@ -379,7 +379,7 @@ func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, wrong fleet.Problem, no
 	}
 	s.StateSince = since(s.Display.State, state, s.StateSince, now)
 	s.Display = v1alpha1.ClusterDisplay{ReadyBundles: t.ready(), State: state, Message: message}
-	s.Summary, s.NotReady = t.summary, t.worstFirst()
+	s.Summary, s.NotReady = t.summary, t.causesFirst()
 	clusterConditions(cl, state, message, wrong)
 }
 

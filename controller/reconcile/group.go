@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/fleet"
 )
 
 // reconcileGroup sums up a group's clusters.
@@ -42,8 +43,7 @@ func selectorOrNone(s labels.Selector) labels.Selector {
 func groupStatus(g *v1alpha1.ClusterGroup, clusters []v1alpha1.Cluster, invalid error, now time.Time) {
 	s := &g.Status
 	var ready, bundles, want, online int32
-	var worst v1alpha1.State
-	var message string
+	var t tally
 	for _, c := range clusters {
 		if c.Status.Presence == v1alpha1.PresenceOnline {
 			online++
@@ -54,20 +54,14 @@ func groupStatus(g *v1alpha1.ClusterGroup, clusters []v1alpha1.Cluster, invalid 
 		}
 		bundles += c.Status.Summary.Ready
 		want += c.Status.Summary.Desired
-		if worse(state, worst) {
-			worst = state
-			if message = c.Name; c.Status.Display.Message != "" {
-				message = c.Name + ": " + c.Status.Display.Message
-			}
-		}
+		t.add(c.Name, fleet.Status{State: state, Message: c.Status.Display.Message, Since: c.Status.StateSince.Time}, false)
 	}
+	worst, message := t.worst, t.message()
 	switch {
 	case invalid != nil:
 		worst, message = v1alpha1.StateErrRendered, "spec.selector: "+invalid.Error()
 	case len(clusters) == 0:
 		worst, message = v1alpha1.StatePending, "no cluster has the labels it selects"
-	case worst == v1alpha1.StateReady:
-		message = ""
 	}
 	s.ObservedGeneration = g.Generation
 	s.ClusterCount, s.OnlineCount = int32(len(clusters)), online

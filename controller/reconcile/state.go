@@ -7,6 +7,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -30,7 +31,16 @@ type tally struct {
 var severity = []v1alpha1.State{
 	v1alpha1.StateErrRendered, v1alpha1.StateErrApplied, v1alpha1.StateRefused, v1alpha1.StateRolledBack, v1alpha1.StateWaitApplied,
 	v1alpha1.StateDownloading, v1alpha1.StateModified, v1alpha1.StateOutOfSync, v1alpha1.StateHeld, v1alpha1.StateRemoving, v1alpha1.StatePending,
-	v1alpha1.StateOrphaned, v1alpha1.StateNotReady, v1alpha1.StateReady,
+	v1alpha1.StateOrphaned, v1alpha1.StateStale, v1alpha1.StateNotReady, v1alpha1.StateReady,
+}
+
+// causes orders states for the headline: first what does not end by itself, then what may, then what is only under way, and last
+// what waits for others. It is not the order of severity: there a canary that is NotReady comes behind the clusters that wait for it.
+var causes = []v1alpha1.State{
+	v1alpha1.StateErrRendered, v1alpha1.StateErrApplied, v1alpha1.StateRefused, v1alpha1.StateRolledBack,
+	v1alpha1.StateNotReady, v1alpha1.StateModified, v1alpha1.StateOrphaned, v1alpha1.StateStale,
+	v1alpha1.StateHeld, v1alpha1.StateRemoving, v1alpha1.StateDownloading, v1alpha1.StateWaitApplied,
+	v1alpha1.StateOutOfSync, v1alpha1.StatePending,
 }
 
 // worse says whether a state is worse than another; an empty one is better than all.
@@ -96,16 +106,16 @@ func (t *tally) count(s v1alpha1.State) *int32 {
 // shown is how many names a status lists; the counts cover all.
 const shown = 10
 
-// worstFirst returns the items to show.
-func (t *tally) worstFirst() []v1alpha1.NotReadyItem {
+// causesFirst returns the items to show: causes before what follows from them, and of the same state the oldest first.
+func (t *tally) causesFirst() []v1alpha1.NotReadyItem {
 	slices.SortStableFunc(t.items, func(a, b v1alpha1.NotReadyItem) int {
-		switch {
-		case worse(a.State, b.State):
-			return -1
-		case worse(b.State, a.State):
-			return 1
+		if c := cmp.Compare(slices.Index(causes, a.State), slices.Index(causes, b.State)); c != 0 || a.Since.Equal(&b.Since) {
+			return c
 		}
-		return 0
+		if b.Since.IsZero() || !a.Since.IsZero() && a.Since.Before(&b.Since) {
+			return -1
+		}
+		return 1
 	})
 	if len(t.items) == 0 {
 		return nil
@@ -113,16 +123,24 @@ func (t *tally) worstFirst() []v1alpha1.NotReadyItem {
 	return t.items[:min(shown, len(t.items))]
 }
 
-// message is one line for people about the worst of them.
+// message is one line for people: what most likely needs them, and how much else is not ready. It is the only place that makes a
+// headline of many.
 func (t *tally) message() string {
-	items := t.worstFirst()
-	switch {
-	case len(items) == 0:
+	items := t.causesFirst()
+	if len(items) == 0 {
 		return ""
-	case items[0].Message == "":
-		return items[0].Name
 	}
-	return items[0].Name + ": " + items[0].Message
+	out := items[0].Name
+	if items[0].State != t.worst {
+		out += " " + string(items[0].State)
+	}
+	if items[0].Message != "" {
+		out += ": " + items[0].Message
+	}
+	if n := len(t.items) - 1; n > 0 {
+		out += fmt.Sprintf(" (and %d more)", n)
+	}
+	return out
 }
 
 func (t *tally) ready() string { return fmt.Sprintf("%d/%d", t.summary.Ready, t.summary.Desired) }

@@ -20,9 +20,52 @@ func TestTally(t *testing.T) {
 	if sum.summary.Desired != 14 || sum.summary.NotReady != 12 || sum.summary.ErrApplied != 1 || sum.summary.Ready != 1 || sum.summary.Offline != 1 {
 		t.Errorf("counts: %+v", sum.summary)
 	}
-	items := sum.worstFirst()
-	if len(items) != shown || items[0].Name != "broken" || sum.message() != "broken: quota" || sum.ready() != "1/14" || sum.worst != v1alpha1.StateErrApplied {
+	items := sum.causesFirst()
+	if len(items) != shown || items[0].Name != "broken" || sum.message() != "broken: quota (and 12 more)" || sum.ready() != "1/14" || sum.worst != v1alpha1.StateErrApplied {
 		t.Errorf("shows %d, first %+v, message %q, ready %q, worst %s", len(items), items[0], sum.message(), sum.ready(), sum.worst)
+	}
+}
+
+// TestHeadline: the message names the cluster that is the cause, and of several the one that does not heal by itself.
+func TestHeadline(t *testing.T) {
+	day := func(n int) time.Time { return time.Date(2026, 11, n, 0, 0, 0, 0, time.UTC) }
+	is := func(s v1alpha1.State, message string, since time.Time) fleet.Status { return fleet.Status{State: s, Message: message, Since: since} }
+	follower := is(v1alpha1.StateOutOfSync, "waits for partition canary", day(1))
+	for _, c := range []struct {
+		name  string
+		items []fleet.Status // of a, b, c …
+		want  string
+		state v1alpha1.State
+	}{
+		{"all ready", []fleet.Status{{State: v1alpha1.StateReady}}, "", v1alpha1.StateReady},
+		{"one", []fleet.Status{is(v1alpha1.StateNotReady, "0 of 1", day(1))}, "a: 0 of 1", v1alpha1.StateNotReady},
+		{"without a message", []fleet.Status{is(v1alpha1.StateNotReady, "", day(1)), is(v1alpha1.StateNotReady, "", day(1))}, "a (and 1 more)", v1alpha1.StateNotReady},
+		{"a canary that is not ready, and followers", []fleet.Status{follower, follower, is(v1alpha1.StateNotReady, "0 of 1", day(2))}, "c NotReady: 0 of 1 (and 2 more)", v1alpha1.StateOutOfSync},
+		{"a canary that is offline, and followers", []fleet.Status{follower, is(v1alpha1.StateWaitApplied, "offline", day(2))}, "b: offline (and 1 more)", v1alpha1.StateWaitApplied},
+		{"a canary whose window is closed, and followers", []fleet.Status{follower, is(v1alpha1.StateHeld, "the window opens at 2", day(2))}, "b Held: the window opens at 2 (and 1 more)", v1alpha1.StateOutOfSync},
+		{"first installs that wait for a canary", []fleet.Status{is(v1alpha1.StatePending, "waits", day(1)), is(v1alpha1.StateNotReady, "0 of 1", day(2))}, "b NotReady: 0 of 1 (and 1 more)", v1alpha1.StatePending},
+		{"a failure before what is under way", []fleet.Status{is(v1alpha1.StateWaitApplied, "offline", day(1)), is(v1alpha1.StateDownloading, "1 of 2", day(1)), is(v1alpha1.StateRolledBack, "given up", day(2))}, "c: given up (and 2 more)", v1alpha1.StateRolledBack},
+		{"what is not ready before what waits to be applied", []fleet.Status{is(v1alpha1.StateWaitApplied, "offline", day(1)), is(v1alpha1.StateNotReady, "0 of 1", day(2))}, "b NotReady: 0 of 1 (and 1 more)", v1alpha1.StateWaitApplied},
+		{"of the same state the oldest", []fleet.Status{is(v1alpha1.StateNotReady, "young", day(3)), is(v1alpha1.StateNotReady, "unknown", time.Time{}), is(v1alpha1.StateNotReady, "old", day(1))}, "c: old (and 2 more)", v1alpha1.StateNotReady},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var sum tally
+			for i, s := range c.items {
+				sum.add(string(rune('a'+i)), s, false)
+			}
+			if got := sum.message(); got != c.want || sum.worst != c.state {
+				t.Errorf("got %s %q, want %s %q", sum.worst, got, c.state, c.want)
+			}
+		})
+	}
+	// Hundreds of followers do not push the cause out of the list.
+	var sum tally
+	for range 500 {
+		sum.add("s", follower, false)
+	}
+	sum.add("canary", is(v1alpha1.StateNotReady, "0 of 1", day(2)), false)
+	if items := sum.causesFirst(); len(items) != shown || items[0].Name != "canary" {
+		t.Errorf("the list shows %+v", items)
 	}
 }
 

@@ -3,6 +3,7 @@ package rollout
 import (
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
@@ -139,9 +140,6 @@ func (w *world) do(f []string) {
 	case "clusters": // clusters a b c | clusters c*230 [new]
 		for _, name := range f[1:] {
 			if name == "new" {
-				for _, m := range w.members {
-					m.Ordered, m.Available = Release{}, false
-				}
 				continue
 			}
 			n := 1
@@ -155,6 +153,9 @@ func (w *world) do(f []string) {
 					c = fmt.Sprintf("%s%03d", prefix, i)
 				}
 				w.members[c] = &Member{Cluster: c, Wanted: release("1"), Ordered: release("1"), Available: true}
+				if f[len(f)-1] == "new" {
+					w.members[c] = &Member{Cluster: c, Wanted: release("1")}
+				}
 			}
 		}
 	case "strategy", "partition":
@@ -168,10 +169,14 @@ func (w *world) do(f []string) {
 				p.Clusters = strings.Split(value, ",")
 			case f[0] == "partition" && key == "maxUnavailable":
 				p.MaxUnavailable = &v
+			case f[0] == "partition" && key == "maxNotReady":
+				p.MaxNotReady = &v
 			case f[0] == "partition":
 				p.Name = key
 			case key == "maxUnavailable":
 				w.s.MaxUnavailable = &v
+			case key == "maxNotReady":
+				w.s.MaxNotReady = &v
 			case key == "maxUnavailablePartitions":
 				w.s.MaxUnavailablePartitions = &v
 			case key == "autoPartitionSize":
@@ -193,21 +198,26 @@ func (w *world) do(f []string) {
 		for _, m := range w.members {
 			m.Wanted = release(f[1])
 		}
-	case "ready", "not-ready", "rolled-back", "paused":
+	case "ready", "not-ready", "rolled-back", "paused", "resumed", "offline", "online", "unknown":
 		for _, name := range f[1:] {
 			m := w.members[name]
 			if m == nil {
 				w.t.Fatalf("no cluster %s", name)
 			}
-			if f[0] == "paused" {
-				m.Paused = true
-			} else {
+			switch f[0] {
+			case "paused", "resumed":
+				m.Paused = f[0] == "paused"
+			case "offline", "online":
+				m.Away = f[0] == "offline"
+			case "unknown":
+				m.Wanted = Release{}
+			default:
 				m.Available = f[0] == "ready"
 			}
 		}
 	case "all-ready":
 		for _, m := range w.members {
-			m.Available = !m.Ordered.IsZero()
+			m.Available = !m.Ordered.IsZero() && !m.Away
 		}
 	case "next":
 	default:
@@ -217,6 +227,9 @@ func (w *world) do(f []string) {
 
 // next carries out what Next says, and prints it: neighbours with the same lot share a line.
 func (w *world) next() string {
+	if err := w.s.Check(); err != nil {
+		w.t.Fatal(err)
+	}
 	var ms []Member
 	for _, m := range w.members {
 		ms = append(ms, *m)
@@ -256,8 +269,7 @@ func TestLimit(t *testing.T) {
 		v    string
 		want int
 	}{
-		{0, "", 1}, {7, "", 7}, {7, "3", 3}, {7, "9", 7}, {7, "-1", 0}, {7, "0", 0}, {10, "25%", 2}, {10, "1%", 1}, {10, "0%", 1}, {10, "200%", 10},
-		{10, "-5%", 1}, {10, "many", 10}, {10, "x%", 10},
+		{0, "", 1}, {7, "", 7}, {7, "3", 3}, {7, "9", 7}, {10, "25%", 2}, {10, "1%", 1}, {10, "0%", 1}, {10, "200%", 10},
 	} {
 		var v *intstr.IntOrString
 		if c.v != "" {
@@ -279,4 +291,147 @@ func TestHoldRemoval(t *testing.T) {
 			t.Errorf("HoldRemoval(%d, %d) = %v", c.have, c.lose, got)
 		}
 	}
+}
+
+func TestCheck(t *testing.T) {
+	v := func(s string) *intstr.IntOrString { p := intstr.Parse(s); return &p }
+	n := int32(0)
+	for _, c := range []struct {
+		s    Strategy
+		want string
+	}{
+		{Strategy{}, ""},
+		{Strategy{MaxUnavailable: v("1"), MaxNotReady: v("0"), MaxUnavailablePartitions: v("0"), AutoPartitionSize: v("0"), Partitions: []Partition{{MaxNotReady: v("5%")}}}, ""},
+		{Strategy{MaxUnavailable: v("0")}, `maxUnavailable: 0 lets no cluster move, ever: use 1 or more, or paused: true to hold updates back`},
+		{Strategy{MaxUnavailable: v("0%")}, `maxUnavailable: 0% lets no cluster move, ever: use 1 or more, or paused: true to hold updates back`},
+		{Strategy{MaxUnavailable: v("-1")}, `maxUnavailable: -1 is too small: use 1 or more`},
+		{Strategy{MaxUnavailable: v("many")}, `maxUnavailable: "many" must be a whole number or a percentage such as "10%"`},
+		{Strategy{MaxNotReady: v("-1%")}, `maxNotReady: -1% is too small: use 0 or more`},
+		{Strategy{Partitions: []Partition{{}, {MaxUnavailable: v("0")}}}, `partitions[1].maxUnavailable: 0 lets no cluster move, ever: use 1 or more, or paused: true to hold updates back`},
+		{Strategy{Partitions: []Partition{{MaxNotReady: v("x")}}}, `partitions[0].maxNotReady: "x" must be a whole number or a percentage such as "10%"`},
+		{Strategy{MaxNew: &n}, `maxNew: 0 lets no cluster get the bundle, ever: use 1 or more`},
+	} {
+		got := ""
+		if err := c.s.Check(); err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+}
+
+// TestBadRelease: whatever the strategy, and in whatever order clusters answer, a release that no cluster gets ready with never
+// leaves the first partition that holds clusters, and at most so many of them are unavailable by it as the budgets allow.
+func TestBadRelease(t *testing.T) {
+	for seed := range uint64(400) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		w, first := randomWorld(t, r)
+		for range 2 + r.IntN(8) {
+			w.next()
+			for _, m := range w.members {
+				if m.Ordered.Equal(release("2")) {
+					m.Available = false // not ready, or back at the release before
+				} else if r.IntN(20) == 0 {
+					m.Away = !m.Away
+				}
+			}
+		}
+		for name, m := range w.members {
+			if m.Ordered.Equal(release("2")) && !first[name] {
+				t.Fatalf("seed %d: the release got to %s, which is not in the first partition (%v); strategy %+v", seed, name, first, w.s)
+			}
+		}
+	}
+}
+
+// TestGoodRelease: a release that every cluster gets ready with arrives everywhere, with never more clusters unavailable than the
+// budget of the bundle allows.
+func TestGoodRelease(t *testing.T) {
+	for seed := range uint64(400) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		w, _ := randomWorld(t, r)
+		budget := Limit(len(w.members), w.s.MaxUnavailable)
+		for step := 0; ; step++ {
+			w.next()
+			unavailable, done := 0, 0
+			for _, m := range w.members {
+				m.Paused, m.Away = false, false // they come back in the end
+				if m.unavailable() {
+					unavailable++
+				}
+				if m.done() {
+					done++
+				}
+			}
+			if unavailable > budget {
+				t.Fatalf("seed %d: %d unavailable, %d may be", seed, unavailable, budget)
+			}
+			if done == len(w.members) {
+				break
+			}
+			if step > 10*len(w.members) {
+				t.Fatalf("seed %d: stuck with %d of %d: %+v\n%s", seed, done, len(w.members), w.s, w.next())
+			}
+			for _, m := range w.members {
+				if r.IntN(3) > 0 && !m.Ordered.IsZero() {
+					m.Available = true
+				}
+			}
+		}
+	}
+}
+
+// randomWorld is a healthy fleet with any strategy and release 2 wanted everywhere. first is who is in its first partition.
+func randomWorld(t *testing.T, r *rand.Rand) (w *world, first map[string]bool) {
+	w = &world{t: t, members: map[string]*Member{}}
+	n := 1 + r.IntN(40)
+	fresh := r.IntN(2) == 0
+	var names []string
+	for i := range n {
+		name := fmt.Sprintf("c%02d", i)
+		names = append(names, name)
+		m := &Member{Cluster: name, Wanted: release("2"), Paused: r.IntN(20) == 0, Away: r.IntN(10) == 0}
+		if !fresh {
+			m.Ordered, m.Available = release("1"), true
+		}
+		w.members[name] = m
+	}
+	if r.IntN(2) == 0 {
+		v := intstr.FromInt32(int32(1 + r.IntN(n)))
+		w.s.MaxUnavailable = &v
+	}
+	first = map[string]bool{}
+	if r.IntN(3) == 0 {
+		size, threshold := intstr.FromInt32(int32(1+r.IntN(n))), int32(1)
+		w.s.AutoPartitionSize, w.s.AutoPartitionThreshold = &size, &threshold
+		for _, name := range names[:size.IntVal] {
+			first[name] = true
+		}
+		return w, first
+	}
+	for range 1 + r.IntN(4) {
+		p := Partition{}
+		for _, name := range names {
+			if r.IntN(4) == 0 {
+				p.Clusters = append(p.Clusters, name)
+			}
+		}
+		if r.IntN(2) == 0 {
+			v := intstr.FromInt32(int32(1 + r.IntN(n)))
+			p.MaxUnavailable = &v
+		}
+		w.s.Partitions = append(w.s.Partitions, p)
+		if len(first) == 0 {
+			for _, name := range p.Clusters {
+				first[name] = true
+			}
+		}
+	}
+	if len(first) == 0 { // all are in the last one
+		for _, name := range names {
+			first[name] = true
+		}
+	}
+	return w, first
 }

@@ -385,9 +385,12 @@ func (d *document) scalar(n *yamlv3.Node, f field, at string) {
 		case f.kind == integer && tag == "!!int":
 			d.number(n, f, at)
 			return
-		case f.kind == numberOrPercent && (tag == "!!int" || tag == "!!str" && countFormat.match(n.Value)):
-			if tag == "!!int" {
-				d.number(n, field{min: -1e6, max: 1e6}, at)
+		case f.kind == numberOrPercent && tag == "!!int":
+			d.number(n, field{min: f.min, max: 1e6}, at)
+			return
+		case f.kind == numberOrPercent && tag == "!!str" && countFormat.match(n.Value):
+			if f.min > 0 && strings.Trim(n.Value, "0%") == "" {
+				d.refuse(n, at, "%s: %s is too small: use %d or more", at, n.Value, f.min)
 			}
 			return
 		}
@@ -414,8 +417,8 @@ func (d *document) text(n *yamlv3.Node, f field, at string) {
 func (d *document) number(n *yamlv3.Node, f field, at string) {
 	var i int64
 	switch err := n.Decode(&i); {
-	case err == nil && f.min == 0 && i < 0:
-		d.refuse(n, at, "%s: %d is too small: use 0 or more", at, i)
+	case err == nil && f.min >= 0 && i < f.min:
+		d.refuse(n, at, "%s: %d is too small: use %d or more", at, i, f.min)
 	case err != nil || i < f.min || i > f.max:
 		d.refuse(n, at, "%s: %s is out of range: use %d to %d", at, n.Value, f.min, f.max)
 	}

@@ -77,7 +77,11 @@ func (f field) json() map[string]any {
 			m["maximum"] = f.max
 		}
 	case numberOrPercent:
-		m["anyOf"] = []any{map[string]any{"type": "integer"}, map[string]any{"type": "string", "pattern": countFormat.pattern}}
+		pattern := countFormat.pattern
+		if f.min > 0 {
+			pattern = `^(?:0*[1-9][0-9]*%?)$`
+		}
+		m["anyOf"] = []any{map[string]any{"type": "integer", "minimum": f.min}, map[string]any{"type": "string", "pattern": pattern}}
 	case stringList:
 		list(str)
 	case stringMap:

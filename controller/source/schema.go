@@ -38,7 +38,7 @@ type field struct {
 
 	enum     []string
 	format   *format
-	min, max int64 // of an integer; both 0: any. min does not hold in a target if resets is set
+	min, max int64 // of an integer; both 0: any. Of a numberOrPercent only min. min does not hold in a target if resets is set
 	resets   bool
 	items    int      // at most that many, of lists
 	required []string // keys of an object that must be there
@@ -239,14 +239,16 @@ func healthFields() []field {
 
 func rolloutFields() []field {
 	return []field{
-		{name: "maxUnavailable", kind: numberOrPercent, doc: "How many clusters, as a number or a percentage of the targeted ones, may be updating or not ready at a time. First installs and clusters that are not ready anyway do not wait; 0 freezes updates of healthy clusters. Default: 100%."},
-		{name: "maxUnavailablePartitions", kind: numberOrPercent, doc: "How many partitions may be over their own maxUnavailable before the rollout stops. Default: 0."},
-		{name: "autoPartitionSize", kind: numberOrPercent, doc: "Size of the partitions that are made when none are listed. Default: 25%."},
+		{name: "maxUnavailable", kind: numberOrPercent, min: 1, doc: "How many clusters, as a number or a percentage of the targeted ones, may be updating or not ready at a time, at least 1. First installs count; clusters that are not ready anyway do not wait. Default: 100%."},
+		{name: "maxNotReady", kind: numberOrPercent, doc: "How many clusters of a partition, as a number or a percentage (rounded down), may be behind or not ready when the next partition begins. Default: 0."},
+		{name: "maxUnavailablePartitions", kind: numberOrPercent, doc: "How many partitions may be over their maxNotReady before the rollout stops. Default: 0."},
+		{name: "autoPartitionSize", kind: numberOrPercent, min: -1e6, doc: "Size of the partitions that are made when none are listed; 0 or less: none are made. Default: 25%."},
 		{name: "autoPartitionThreshold", kind: integer, min: math.MinInt32, max: math.MaxInt32, doc: "Number of clusters from which on partitions are made; 0 or less: never. Default: 200."},
-		{name: "maxNew", kind: integer, max: math.MaxInt32, doc: "How many clusters may get the bundle for the first time at once. Default: 50, or 5% of a large fleet."},
+		{name: "maxNew", kind: integer, min: 1, max: math.MaxInt32, doc: "How many clusters may get the bundle for the first time at once. Default: 50, or 5% of a large fleet."},
 		{name: "partitions", kind: objects, items: 100, doc: "Parts of the clusters, updated one after the other. Clusters that none matches form a last one (in Fleet they are never updated).", fields: append([]field{
 			{name: "name", doc: "A name for messages."},
-			{name: "maxUnavailable", kind: numberOrPercent, doc: "Within the partition. Default: that of the rollout strategy."},
+			{name: "maxUnavailable", kind: numberOrPercent, min: 1, doc: "Within the partition. Default: that of the rollout strategy."},
+			{name: "maxNotReady", kind: numberOrPercent, doc: "Of this partition, when the next one begins: 0 waits for all of it. Default: that of the rollout strategy."},
 		}, matchFields()...)},
 	}
 }

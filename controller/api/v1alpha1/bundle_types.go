@@ -84,7 +84,7 @@ type BundleSpec struct {
 	// +optional
 	Paused bool `json:"paused,omitempty"`
 
-	// RolloutStrategy says how many clusters may be updated at a time. Default: all.
+	// RolloutStrategy says how many clusters get a release at a time, and when the next ones do.
 	// +optional
 	RolloutStrategy *RolloutStrategy `json:"rolloutStrategy,omitempty"`
 
@@ -267,13 +267,26 @@ type CorrectDrift struct {
 // RolloutStrategy says how an update spreads.
 type RolloutStrategy struct {
 	// MaxUnavailable is how many clusters (number, or percentage of the targeted clusters) may be updating or not ready at
-	// a time. New installs are not held back. 0 freezes updates of healthy clusters. Default: 100%.
+	// a time; first installs count. At least 1. Default: 100%.
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:XValidation:rule="type(self) in [string] || self >= 1",message="must be 1 or more: 0 lets no cluster move, ever (paused: true holds updates back)"
+	// +kubebuilder:validation:Pattern=`^0*[1-9][0-9]*%?$`
 	MaxUnavailable *intstr.IntOrString `json:"maxUnavailable,omitempty"`
-	// MaxUnavailablePartitions is how many partitions may be over their own maxUnavailable before the rollout stops. Default: 0.
+	// MaxNotReady is how many clusters of a partition (number, or percentage rounded down) may be behind or not ready when the
+	// next partition begins. Default: 0.
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:XValidation:rule="type(self) in [string] || self >= 0",message="must be 0 or more"
+	// +kubebuilder:validation:Pattern=`^[0-9]+%?$`
+	MaxNotReady *intstr.IntOrString `json:"maxNotReady,omitempty"`
+	// MaxUnavailablePartitions is how many partitions may be over their maxNotReady before the rollout stops. Default: 0.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:XValidation:rule="type(self) in [string] || self >= 0",message="must be 0 or more"
+	// +kubebuilder:validation:Pattern=`^[0-9]+%?$`
 	MaxUnavailablePartitions *intstr.IntOrString `json:"maxUnavailablePartitions,omitempty"`
-	// AutoPartitionSize is the size of the partitions that are made when none are listed. Default: 25%.
+	// AutoPartitionSize is the size of the partitions that are made when none are listed; 0 or less: none are made. Default: 25%.
 	// +optional
 	AutoPartitionSize *intstr.IntOrString `json:"autoPartitionSize,omitempty"`
 	// AutoPartitionThreshold is the number of clusters from which on partitions are made. Default: 200.
@@ -282,6 +295,7 @@ type RolloutStrategy struct {
 	// MaxNew is how many clusters may be given the bundle for the first time at once. Default: 50, or 5% of the clusters if
 	// that is more.
 	// +optional
+	// +kubebuilder:validation:Minimum=1
 	MaxNew *int32 `json:"maxNew,omitempty"`
 	// Partitions are updated one after the other. Clusters that none of them matches form a last one.
 	// +optional
@@ -297,8 +311,17 @@ type Partition struct {
 	Name string `json:"name,omitempty"`
 	// MaxUnavailable within the partition. Default: that of the rollout strategy.
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:XValidation:rule="type(self) in [string] || self >= 1",message="must be 1 or more: 0 lets no cluster move, ever (paused: true holds updates back)"
+	// +kubebuilder:validation:Pattern=`^0*[1-9][0-9]*%?$`
 	MaxUnavailable *intstr.IntOrString `json:"maxUnavailable,omitempty"`
-	ClusterMatch   `json:",inline"`
+	// MaxNotReady of the partition. Default: that of the rollout strategy.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:XValidation:rule="type(self) in [string] || self >= 0",message="must be 0 or more"
+	// +kubebuilder:validation:Pattern=`^[0-9]+%?$`
+	MaxNotReady  *intstr.IntOrString `json:"maxNotReady,omitempty"`
+	ClusterMatch `json:",inline"`
 }
 
 // BundleDependency names other bundles.

@@ -934,6 +934,11 @@ func (in *Partition) DeepCopyInto(out *Partition) {
 		*out = new(intstr.IntOrString)
 		**out = **in
 	}
+	if in.MaxNotReady != nil {
+		in, out := &in.MaxNotReady, &out.MaxNotReady
+		*out = new(intstr.IntOrString)
+		**out = **in
+	}
 	in.ClusterMatch.DeepCopyInto(&out.ClusterMatch)
 }
 
@@ -968,6 +973,11 @@ func (in *RolloutStrategy) DeepCopyInto(out *RolloutStrategy) {
 	*out = *in
 	if in.MaxUnavailable != nil {
 		in, out := &in.MaxUnavailable, &out.MaxUnavailable
+		*out = new(intstr.IntOrString)
+		**out = **in
+	}
+	if in.MaxNotReady != nil {
+		in, out := &in.MaxNotReady, &out.MaxNotReady
 		*out = new(intstr.IntOrString)
 		**out = **in
 	}
