@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -230,6 +231,7 @@ type site struct {
 
 	mu      sync.Mutex
 	desired *bundlefmt.Desired
+	all     []*bundlefmt.Desired // that were received
 	raw     []byte
 	heard   []mqtt.Message
 	down    error
@@ -376,6 +378,7 @@ func (s *site) receive(m mqtt.Message) {
 		d, err := bundlefmt.OpenDesired(m.Payload, s.trust, bundlefmt.Audience{Workspace: s.id.Workspace, Cluster: s.id.Name}, bundlefmt.DefaultLimits())
 		if err == nil {
 			s.desired, s.raw = d, m.Payload
+			s.all = append(s.all, d)
 		}
 	}
 }
@@ -408,6 +411,13 @@ func (s *site) report(state bundlefmt.State, change ...func(*bundlefmt.Reported)
 		s.h.t.Fatal(err)
 	}
 	s.say(mqtt.Message{Topic: topics.Default.Reported(s.id), Payload: b, Retain: true})
+}
+
+// documents are those that were received so far.
+func (s *site) documents() []*bundlefmt.Desired {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.all)
 }
 
 // waitDesired waits for a document that satisfies ok.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -101,6 +102,7 @@ type pass struct {
 	failures   map[string]bool
 	notes      map[string]bool
 	files      [32]byte // see render.Input.ResourcesKey
+	vacant     []string // groups of its targets that hold no cluster
 	losing     int
 }
 
@@ -124,6 +126,10 @@ func (p *pass) run(ctx context.Context) (mistake, err error) {
 			all = append(all, target.Cluster{Name: c.Name, Namespace: c.Namespace, Labels: c.Labels, Annotations: c.Annotations, Values: c.Spec.TemplateValues})
 		}
 	}
+	if err := target.CheckGroups(p.bundle.Spec, groups); err != nil {
+		return err, nil
+	}
+	p.vacant = target.Vacant(p.bundle.Spec, all, groups)
 	if p.matches, err = target.Select(p.bundle.Spec, all, groups); err != nil {
 		return err, nil
 	}
@@ -384,10 +390,15 @@ func (p *pass) remove() {
 		}
 	}
 	p.losing = len(lose)
+	empty := ""
+	if len(p.vacant) > 0 && len(lose) > 0 { // rather a mistake in a selector than the end of every member
+		empty = strings.Join(p.vacant, ", ") + " holds no cluster now; "
+	}
 	held := ""
-	if rollout.HoldRemoval(len(having), len(lose)) && p.bundle.Annotations[ConfirmRemoval] != strconv.Itoa(len(lose)) {
-		held = fmt.Sprintf("its targets no longer match %d of the %d clusters that have it; nothing is removed until you confirm: kubectl -n %s annotate --overwrite bundles.shoal.dev %s %s=%d",
-			len(lose), len(having), p.bundle.Namespace, p.bundle.Name, ConfirmRemoval, len(lose))
+	if (empty != "" || rollout.HoldRemoval(len(having), len(lose))) && p.bundle.Annotations[ConfirmRemoval] != strconv.Itoa(len(lose)) {
+		held = fmt.Sprintf("%sits targets no longer match %d of the %d clusters that have it; nothing is removed until you confirm: "+
+			"kubectl -n %s annotate --overwrite bundles.shoal.dev %s %s=%d",
+			empty, len(lose), len(having), p.bundle.Namespace, p.bundle.Name, ConfirmRemoval, len(lose))
 		if n := p.bundle.Annotations[ConfirmRemoval]; n != "" {
 			held = fmt.Sprintf("%s=%s confirms nothing: %s", ConfirmRemoval, clip(n), held)
 		}

@@ -29,7 +29,9 @@ func TestTally(t *testing.T) {
 // TestHeadline: the message names the cluster that is the cause, and of several the one that does not heal by itself.
 func TestHeadline(t *testing.T) {
 	day := func(n int) time.Time { return time.Date(2026, 11, n, 0, 0, 0, 0, time.UTC) }
-	is := func(s v1alpha1.State, message string, since time.Time) fleet.Status { return fleet.Status{State: s, Message: message, Since: since} }
+	is := func(s v1alpha1.State, message string, since time.Time) fleet.Status {
+		return fleet.Status{State: s, Message: message, Since: since}
+	}
 	follower := is(v1alpha1.StateOutOfSync, "waits for partition canary", day(1))
 	for _, c := range []struct {
 		name  string

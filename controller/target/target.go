@@ -6,6 +6,8 @@
 // target that sets none matches nothing. An empty selector ({}) matches everything, an absent one is no criterion.
 // clusterGroup and clusterGroupSelector must hold for the same group of the cluster; a cluster in no group counts as in
 // one group without name and labels, so a clusterGroupSelector of {} or NotIn or DoesNotExist matches it.
+// A group whose selector cannot be read is an error of the bundles that refer to it, and of no other. That a named group does not
+// exist is one, too, where all groups are known: see CheckGroups.
 //
 // # From targets to options
 //
@@ -92,7 +94,7 @@ func Select(spec v1alpha1.BundleSpec, clusters []Cluster, groups []Group) ([]Mat
 	if err != nil {
 		return nil, err
 	}
-	gs, err := compileGroups(groups)
+	gs, err := s.compileGroups(groups)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +114,7 @@ func Targeted(spec v1alpha1.BundleSpec, clusters []Cluster, groups []Group) ([]s
 	if err != nil {
 		return nil, err
 	}
-	gs, err := compileGroups(groups)
+	gs, err := s.compileGroups(groups)
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +131,74 @@ func Targeted(spec v1alpha1.BundleSpec, clusters []Cluster, groups []Group) ([]s
 // Matching returns the names of the clusters that match, sorted.
 func Matching(match v1alpha1.ClusterMatch, clusters []Cluster, groups []Group) ([]string, error) {
 	return Targeted(v1alpha1.BundleSpec{Targets: []v1alpha1.BundleTarget{{ClusterMatch: match}}}, clusters, groups)
+}
+
+// CheckGroups says which cluster group a bundle names that does not exist. A group may have been deleted, or renamed, which is deleted
+// and made again, or not made yet: that it is not there must take nothing from the clusters that had the bundle through it.
+func CheckGroups(spec v1alpha1.BundleSpec, groups []Group) error {
+	check := func(where string, m v1alpha1.ClusterMatch) error {
+		if m.ClusterGroup == "" || slices.ContainsFunc(groups, func(g Group) bool { return g.Name == m.ClusterGroup }) {
+			return nil
+		}
+		return fmt.Errorf("%s: cluster group %q does not exist; clusters keep what they have until it does, or another one is named", where, m.ClusterGroup)
+	}
+	if len(spec.Targets) == 0 && check("", v1alpha1.ClusterMatch{ClusterGroup: DefaultGroup}) != nil {
+		return fmt.Errorf("it has no targets, so it is for the cluster group %q, which does not exist: give it targets, or make that group", DefaultGroup)
+	}
+	for i, t := range spec.Targets {
+		if err := check(titled("targets", i, t.Name), t.ClusterMatch); err != nil {
+			return err
+		}
+	}
+	for i, t := range spec.TargetRestrictions {
+		if err := check(titled("targetRestrictions", i, t.Name), t.ClusterMatch); err != nil {
+			return err
+		}
+	}
+	if spec.RolloutStrategy != nil {
+		for i, p := range spec.RolloutStrategy.Partitions {
+			if err := check(titled("rolloutStrategy.partitions", i, p.Name), p.ClusterMatch); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Vacant names the groups by which a bundle selects clusters and that hold none; it returns nothing for a bundle that Select refuses.
+func Vacant(spec v1alpha1.BundleSpec, clusters []Cluster, groups []Group) []string {
+	s, err := compile(spec)
+	if err != nil {
+		return nil
+	}
+	gs, err := s.compileGroups(groups)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, m := range slices.Concat(s.plain, s.restrictions) {
+		if m.ClusterGroup == "" && m.group == nil || m.DoNotDeploy ||
+			slices.ContainsFunc(clusters, func(c Cluster) bool { return m.matchesGroup(gs.of(c)) }) {
+			continue
+		}
+		what := "cluster group " + m.ClusterGroup
+		if m.ClusterGroup == "" {
+			what = "every cluster group with the labels " + metav1.FormatLabelSelector(m.ClusterGroupSelector)
+		}
+		if !slices.Contains(out, what) {
+			out = append(out, what)
+		}
+	}
+	return out
+}
+
+// titled is an entry of a list of targets for people.
+func titled(list string, i int, name string) string {
+	where := fmt.Sprintf("%s[%d]", list, i)
+	if name != "" {
+		where += fmt.Sprintf(" (%s)", name)
+	}
+	return where
 }
 
 // selection is a bundle's targets on their way through Select.
@@ -279,14 +349,11 @@ func compileAll(list string, targets []v1alpha1.BundleTarget) ([]matcher, error)
 	ms := make([]matcher, 0, len(targets))
 	for i, t := range targets {
 		m := matcher{BundleTarget: t, title: t.Name, where: fmt.Sprintf("%s[%d]", list, i)}
-		where := m.where
 		if m.title == "" {
-			m.title = where
-		} else {
-			where += fmt.Sprintf(" (%s)", t.Name)
+			m.title = m.where
 		}
 		if err := m.compile(); err != nil {
-			return nil, fmt.Errorf("%s: %w", where, err)
+			return nil, fmt.Errorf("%s: %w", titled(list, i, t.Name), err)
 		}
 		ms = append(ms, m)
 	}
@@ -328,25 +395,36 @@ func (m matcher) matches(c Cluster, in []Group) bool {
 	if m.cluster != nil && !m.cluster.Matches(labels.Set(c.Labels)) {
 		return false
 	}
+	return m.matchesGroup(in)
+}
+
+func (m matcher) matchesGroup(in []Group) bool {
 	return slices.ContainsFunc(in, func(g Group) bool {
 		return (m.ClusterGroup == "" || m.ClusterGroup == g.Name) &&
 			(m.group == nil || m.group.Matches(labels.Set(g.Labels)))
 	})
 }
 
-type compiledGroups []struct {
+type compiledGroup struct {
 	Group
 	selector labels.Selector
 }
 
-func compileGroups(groups []Group) (compiledGroups, error) {
-	out := make(compiledGroups, len(groups))
-	for i, g := range groups {
-		s, err := selector(g.Selector)
-		if err != nil {
+type compiledGroups []compiledGroup
+
+// compileGroups leaves out groups whose selectors cannot be read, unless the bundle refers to them.
+func (s *selection) compileGroups(groups []Group) (compiledGroups, error) {
+	var out compiledGroups
+	for _, g := range groups {
+		sel, err := selector(g.Selector)
+		if err == nil {
+			out = append(out, compiledGroup{g, sel})
+			continue
+		}
+		refers := func(m matcher) bool { return m.ClusterGroup == g.Name || m.ClusterGroup == "" && m.group != nil }
+		if slices.ContainsFunc(slices.Concat(s.custom, s.plain, s.restrictions), refers) {
 			return nil, fmt.Errorf("cluster group %s: selector: %w", g.Name, err)
 		}
-		out[i].Group, out[i].selector = g, s
 	}
 	return out, nil
 }
