@@ -29,7 +29,7 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 		}
 	}
 	objects := objectFiles(files)
-	mem := filesys.MakeFsInMemory()
+	mem := newBundleFS()
 	for _, name := range sortedNames(files) {
 		if isYAML(name) {
 			if err := checkKustomizeFile(name, files[name]); err != nil {
@@ -43,7 +43,7 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		if err := mem.WriteFile("/bundle/"+name, data); err != nil {
+		if err := mem.add("/bundle/"+name, data); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
