@@ -232,3 +232,61 @@ func (h *hub) setValues(cluster, values string) {
 		h.t.Fatal(err)
 	}
 }
+
+// What somebody writes into a status of an object that nothing happens to does not stay.
+func TestEditedStatus(t *testing.T) {
+	h := newHub(t)
+	s := h.join("store-1", nil)
+	g := &v1alpha1.ClusterGroup{Spec: v1alpha1.ClusterGroupSpec{Selector: &metav1.LabelSelector{}}}
+	g.Name = "stores"
+	h.create(g)
+	b := configMap("a", "1")
+	b.Spec.Targets = everywhere()
+	h.create(b)
+	s.waitDesired("runs a", runs("a"))
+	s.report(bundlefmt.Ready)
+	h.becomesReady("a")
+	h.waitCluster("store-1", "is ready", func(c *v1alpha1.Cluster) bool { return c.Status.Display.State == v1alpha1.StateReady })
+	h.waitGroup("stores", func(g *v1alpha1.ClusterGroup) bool { return g.Status.Display.State == v1alpha1.StateReady })
+	edit := []byte(`{"status":{"display":{"state":"ErrApplied","message":"edited"},"kubernetesVersion":"v1.0.0"}}`)
+	for _, o := range []client.Object{
+		&v1alpha1.Bundle{ObjectMeta: metav1.ObjectMeta{Name: "a"}}, &v1alpha1.Cluster{ObjectMeta: metav1.ObjectMeta{Name: "store-1"}},
+		&v1alpha1.ClusterGroup{ObjectMeta: metav1.ObjectMeta{Name: "stores"}},
+	} {
+		o.SetNamespace(h.ns)
+		if err := h.kube.Status().Patch(t.Context(), o, client.RawPatch("application/merge-patch+json", edit)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.waitBundle("a", "shows what is", func(b *v1alpha1.Bundle) bool {
+		return b.Status.Display.State == v1alpha1.StateReady && b.Status.Display.Message == ""
+	})
+	h.waitCluster("store-1", "shows what is", func(c *v1alpha1.Cluster) bool {
+		return c.Status.Display.State == v1alpha1.StateReady && c.Status.Display.Message == "" && c.Status.KubernetesVersion == "v1.36.3"
+	})
+	h.waitGroup("stores", func(g *v1alpha1.ClusterGroup) bool {
+		return g.Status.Display.State == v1alpha1.StateReady && g.Status.Display.Message == ""
+	})
+}
+
+// A group is ready when its clusters are, for `kubectl wait` as well.
+func TestGroupReady(t *testing.T) {
+	h := newHub(t)
+	s := h.join("store-1", nil)
+	g := &v1alpha1.ClusterGroup{Spec: v1alpha1.ClusterGroupSpec{Selector: &metav1.LabelSelector{}}}
+	g.Name = "stores"
+	h.create(g)
+	b := configMap("a", "1")
+	b.Spec.Targets = everywhere()
+	h.create(b)
+	s.waitDesired("runs a", runs("a"))
+	h.waitGroup("stores", func(g *v1alpha1.ClusterGroup) bool {
+		ready, known := claims(g.Status.Conditions, g.Generation)
+		return known && !ready && g.Status.Display.State == v1alpha1.StateWaitApplied
+	})
+	s.report(bundlefmt.Ready)
+	h.waitGroup("stores", func(g *v1alpha1.ClusterGroup) bool {
+		ready, _ := claims(g.Status.Conditions, g.Generation)
+		return ready && g.Status.Display.ReadyBundles == "1/1"
+	})
+}

@@ -251,14 +251,20 @@ func (h *Hub) reserve(ctx context.Context, id topics.Cluster, cl *v1alpha1.Clust
 	if err := h.Client.Status().Patch(ctx, reserved, client.MergeFrom(cl)); err != nil {
 		return fmt.Errorf("reserve serial %d: %w", s, err)
 	}
+	h.written.set(reserved)
 	cl.Status.DesiredSerial = int64(s)
 	h.floors.set(id, s)
 	return nil
 }
 
-// unlearned: the cluster has named facts that its status does not hold yet.
+// unlearned: the cluster has named facts that its status does not hold yet, or not any more.
 func unlearned(m fleet.Member, cl *v1alpha1.Cluster) bool {
-	return m.Reported != nil && m.Reported.Facts != "" && m.Reported.Facts != cl.Status.Facts
+	if m.Reported == nil || m.Reported.Facts == "" {
+		return false
+	}
+	s := cl.Status
+	return m.Reported.Facts != s.Facts ||
+		m.Facts != nil && m.Facts.Hash() == s.Facts && (m.Facts.KubernetesVersion != s.KubernetesVersion || apisName(m.Facts.APIVersions) != s.APIVersions || int32(m.Facts.Nodes) != s.Nodes)
 }
 
 // learn takes over the cluster's facts, and asks for those it has only named.
@@ -281,13 +287,20 @@ func (h *Hub) learn(ctx context.Context, id topics.Cluster, m fleet.Member, cl *
 	return nil
 }
 
+// apisText is a list of API versions, one a line.
+func apisText(versions []string) string {
+	return joinLines(slices.Sorted(slices.Values(versions)))
+}
+
+// apisName names the ConfigMap that holds a list.
+func apisName(versions []string) string {
+	sum := sha256.Sum256([]byte(apisText(versions)))
+	return "shoal-apis-" + hex.EncodeToString(sum[:8])
+}
+
 // saveAPIVersions keeps a list of API versions where clusters with the same list find it.
 func (h *Hub) saveAPIVersions(ctx context.Context, versions []string) (string, error) {
-	versions = slices.Clone(versions)
-	slices.Sort(versions)
-	text := strings.Join(versions, "\n")
-	sum := sha256.Sum256([]byte(text))
-	name := "shoal-apis-" + hex.EncodeToString(sum[:8])
+	name, text := apisName(versions), apisText(versions)
 	err := h.Client.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: h.Namespace, Name: name}, Data: map[string]string{apiVersionsKey: text}})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return "", fmt.Errorf("write API versions: %w", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -49,6 +50,9 @@ func groupStatus(g *v1alpha1.ClusterGroup, clusters []v1alpha1.Cluster, invalid 
 			online++
 		}
 		state := cmp.Or(c.Status.Display.State, v1alpha1.StatePending)
+		if state == v1alpha1.StateReady && c.Status.ObservedGeneration < c.Generation {
+			state, c.Status.Display.Message = v1alpha1.StatePending, "has changed and was not looked at yet"
+		}
 		if state == v1alpha1.StateReady {
 			ready++
 		}
@@ -68,4 +72,9 @@ func groupStatus(g *v1alpha1.ClusterGroup, clusters []v1alpha1.Cluster, invalid 
 	s.StateSince = since(s.Display.State, worst, s.StateSince, now)
 	s.Display.State, s.Display.Message = worst, clip(message)
 	s.Display.ReadyClusters, s.Display.ReadyBundles = fmt.Sprintf("%d/%d", ready, len(clusters)), fmt.Sprintf("%d/%d", bundles, want)
+	cond := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: string(worst), Message: s.Display.Message, ObservedGeneration: g.Generation}
+	if worst == v1alpha1.StateReady {
+		cond.Status = metav1.ConditionTrue
+	}
+	meta.SetStatusCondition(&s.Conditions, cond)
 }

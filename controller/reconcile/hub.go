@@ -47,6 +47,7 @@ type Hub struct {
 
 	clusters, bundles queue
 	floors            floors
+	written           written
 	keys              keyring
 }
 
@@ -107,8 +108,9 @@ func (h *Hub) Setup(mgr ctrl.Manager) error {
 	specOrLabels := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}))
 	factsToo := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}, factsChanged()))
 	namedOrLabels := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))
+	own := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}, h.statusEdited()))
 	allBundles := handler.EnqueueRequestsFromMapFunc(h.everyBundle)
-	if err := ctrl.NewControllerManagedBy(mgr).Named("bundle").For(&v1alpha1.Bundle{}, specOrLabels).
+	if err := ctrl.NewControllerManagedBy(mgr).Named("bundle").For(&v1alpha1.Bundle{}, own).
 		Watches(&v1alpha1.Cluster{}, allBundles, factsToo).
 		Watches(&v1alpha1.ClusterGroup{}, allBundles, specOrLabels).
 		Watches(&v1alpha1.Bundle{}, handler.EnqueueRequestsFromMapFunc(h.dependents), namedOrLabels).
@@ -117,19 +119,19 @@ func (h *Hub) Setup(mgr ctrl.Manager) error {
 		Complete(reconcile.Func(h.reconcileBundle)); err != nil {
 		return fmt.Errorf("set up bundles: %w", err)
 	}
-	if err := ctrl.NewControllerManagedBy(mgr).Named("cluster").For(&v1alpha1.Cluster{}, specOrLabels).
+	if err := ctrl.NewControllerManagedBy(mgr).Named("cluster").For(&v1alpha1.Cluster{}, own).
 		Watches(&v1alpha1.ClusterGroup{}, handler.EnqueueRequestsFromMapFunc(h.everyCluster), builder.WithPredicates(windowsChanged())).
 		WatchesRawSource(source.Func(h.clusters.start)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 32}). // a publish waits for the disk: many share one commit
 		Complete(reconcile.Func(h.reconcileCluster)); err != nil {
 		return fmt.Errorf("set up clusters: %w", err)
 	}
-	if err := ctrl.NewControllerManagedBy(mgr).Named("clustergroup").For(&v1alpha1.ClusterGroup{}, specOrLabels).
+	if err := ctrl.NewControllerManagedBy(mgr).Named("clustergroup").For(&v1alpha1.ClusterGroup{}, own).
 		Watches(&v1alpha1.Cluster{}, handler.EnqueueRequestsFromMapFunc(h.everyGroup)).
 		Complete(reconcile.Func(h.reconcileGroup)); err != nil {
 		return fmt.Errorf("set up cluster groups: %w", err)
 	}
-	if err := ctrl.NewControllerManagedBy(mgr).Named("token").For(&v1alpha1.ClusterRegistrationToken{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+	if err := ctrl.NewControllerManagedBy(mgr).Named("token").For(&v1alpha1.ClusterRegistrationToken{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, h.statusEdited()))).
 		Watches(&v1alpha1.Cluster{}, handler.EnqueueRequestsFromMapFunc(tokenOf)).
 		Watches(&v1alpha1.ClusterGroup{}, handler.EnqueueRequestsFromMapFunc(h.everyToken), specOrLabels).
 		Complete(reconcile.Func(h.reconcileToken)); err != nil {

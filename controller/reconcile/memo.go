@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"shoal.dev/shoal/bundlefmt"
@@ -21,7 +22,35 @@ func (h *Hub) writeStatus(ctx context.Context, before, after client.Object) erro
 	if err := h.Client.Status().Patch(ctx, after, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
+	h.written.set(after)
 	return nil
+}
+
+// written remembers the newest version of each object that the hub wrote a status of, to notice when somebody else writes one.
+type written struct {
+	mu sync.Mutex
+	m  map[types.UID]string
+}
+
+func (w *written) set(o client.Object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.m == nil {
+		w.m = map[types.UID]string{}
+	}
+	w.m[o.GetUID()] = o.GetResourceVersion()
+}
+
+func (w *written) is(o client.Object) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.m[o.GetUID()] == o.GetResourceVersion()
+}
+
+func (w *written) forget(o client.Object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.m, o.GetUID())
 }
 
 // floors remembers serials that were written down but may not show in the cache yet.

@@ -1,6 +1,8 @@
 package reconcile
 
 import (
+	"k8s.io/apimachinery/pkg/api/equality"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
@@ -15,4 +17,32 @@ func factsChanged() predicate.Predicate {
 		is, ok2 := e.ObjectNew.(*v1alpha1.Cluster)
 		return ok && ok2 && (was.Status.KubernetesVersion != is.Status.KubernetesVersion || was.Status.APIVersions != is.Status.APIVersions)
 	}}
+}
+
+// statusEdited lets through updates by which somebody else has changed a status: it is the hub's to write, and an object that nothing
+// else happens to would show it for ever. The hub's own write may come here before it is noted; then it is looked at once more.
+func (h *Hub) statusEdited() predicate.Predicate {
+	return predicate.Funcs{
+		UpdateFunc: func(e event.UpdateEvent) bool {
+			return !h.written.is(e.ObjectNew) && !equality.Semantic.DeepEqual(status(e.ObjectOld), status(e.ObjectNew))
+		},
+		DeleteFunc: func(e event.DeleteEvent) bool {
+			h.written.forget(e.Object)
+			return true
+		},
+	}
+}
+
+func status(o client.Object) any {
+	switch o := o.(type) {
+	case *v1alpha1.Bundle:
+		return o.Status
+	case *v1alpha1.Cluster:
+		return o.Status
+	case *v1alpha1.ClusterGroup:
+		return o.Status
+	case *v1alpha1.ClusterRegistrationToken:
+		return o.Status
+	}
+	return nil
 }
