@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/controller"
 	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/internal/mqtt"
 	"shoal.dev/shoal/internal/watch"
@@ -68,6 +69,7 @@ type table struct {
 
 func getListCommand[L client.ObjectList](a *app, plural string, list L, rows func(L, time.Time) table) *cobra.Command {
 	var o getOptions
+	var system string
 	cmd := &cobra.Command{
 		Use:     plural + " [NAME...]",
 		Aliases: []string{strings.TrimSuffix(plural, "s")},
@@ -105,6 +107,9 @@ func getListCommand[L client.ObjectList](a *app, plural string, list L, rows fun
 			if err := named(list, plural, ns, names); err != nil {
 				return err
 			}
+			if gone := hubGone(cmd.Context(), kube, system, time.Now()); gone != "" {
+				fmt.Fprintf(a.stderr, "shoal: note: %s: this is what it knew then\n", gone)
+			}
 			if meta.LenList(list) == 0 && !o.allNamespaces {
 				defer a.elsewhere(cmd.Context(), kube, list, plural)
 			}
@@ -114,6 +119,7 @@ func getListCommand[L client.ObjectList](a *app, plural string, list L, rows fun
 	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return a.completeNames(cmd, list, word)
 	}
+	cmd.Flags().StringVar(&system, "system-namespace", controller.DefaultNamespace, "namespace of the hub, where its Lease is")
 	cmd.Flags().StringVarP(&o.selector, "selector", "l", "", "label selector, such as env=prod,region!=south")
 	o.register(cmd)
 	return cmd
@@ -295,7 +301,7 @@ Held what holds it and until when: a window, a pause, a lock on the site, or a r
 			}
 			list, err := deployments(cmd.Context(), w, bundle)
 			if err != nil {
-				return err
+				return a.withoutHub(cmd.Context(), err, f.systemNamespace)
 			}
 			return o.print(a, list, deploymentTable(list, time.Now()), ns)
 		},
@@ -307,6 +313,18 @@ Held what holds it and until when: a window, a pause, a lock on the site, or a r
 	o.register(cmd)
 	f.register(cmd)
 	return cmd
+}
+
+// withoutHub adds to an error of the broker that there is no hub, if that is known: the broker is in it.
+func (a *app) withoutHub(ctx context.Context, err error, system string) error {
+	kube, _, kerr := a.hubClient()
+	if kerr != nil {
+		return err
+	}
+	if gone := hubGone(ctx, kube, system, time.Now()); gone != "" {
+		return fmt.Errorf("%w: %s; shoal get bundles and clusters show what it knew then", err, gone)
+	}
+	return err
 }
 
 // deployments collects the retained reports.

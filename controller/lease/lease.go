@@ -456,6 +456,14 @@ func (l *Lease) Release(ctx context.Context) {
 	}
 }
 
+// Absent says when a hub last worked, if its Lease tells that none does now; zero: one does.
+func Absent(x *coordinationv1.Lease, now time.Time) time.Time {
+	if x.Spec.RenewTime == nil || holder(x) != "" && now.Sub(x.Spec.RenewTime.Time) <= lasts(x) {
+		return time.Time{}
+	}
+	return x.Spec.RenewTime.Time
+}
+
 // Guard returns access whose requests wait as Wait does.
 func (l *Lease) Guard(cfg *rest.Config) *rest.Config {
 	cfg = rest.CopyConfig(cfg)
