@@ -88,12 +88,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not ready in time (--wait).`,
 }
 
 func (a *app) apply(ctx context.Context, name, dir string, o applyOptions) error {
-	list, err := o.source.bundles(ctx, a, dir, name)
+	list, bad, err := o.source.bundles(ctx, a, dir, name)
 	if err != nil {
 		return err
 	}
 	if o.output == "yaml" {
-		return a.printBundles(list)
+		return errors.Join(bad, a.printBundles(list))
 	}
 	cfg, err := a.kubernetes.RESTConfig()
 	if err != nil {
@@ -124,9 +124,9 @@ func (a *app) apply(ctx context.Context, name, dir string, o applyOptions) error
 		}
 	}
 	if o.dryRun || o.wait <= 0 {
-		return nil
+		return bad
 	}
-	return a.waitForAll(ctx, bundles, list, o.wait)
+	return errors.Join(bad, a.waitForAll(ctx, bundles, list, o.wait))
 }
 
 // passes are the rounds over the bundles, each a dry run or not: with several, all are checked before the first is written.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -93,7 +94,7 @@ type pair struct {
 
 // diff reports whether there are differences.
 func (a *app) diff(ctx context.Context, name, dir string, o diffOptions) (bool, error) {
-	after, err := o.source.bundles(ctx, a, dir, name)
+	after, bad, err := o.source.bundles(ctx, a, dir, name)
 	if err != nil {
 		return false, err
 	}
@@ -117,18 +118,18 @@ func (a *app) diff(ctx context.Context, name, dir string, o diffOptions) (bool, 
 	for _, p := range pairs {
 		changed, err := a.diffBundle(p, s, old, dir, show)
 		if err != nil {
-			return false, fmt.Errorf("bundle %s: %w", p.name, err)
+			bad = errors.Join(bad, fmt.Errorf("bundle %s: %w", p.name, err))
 		}
 		different = different || changed
 	}
-	return different, nil
+	return different, bad
 }
 
 // compareWithDirectory pairs bundles by name.
 func (o diffOptions) compareWithDirectory(ctx context.Context, a *app, name string, after []*v1alpha1.Bundle) ([]pair, error) {
-	before, err := o.source.bundles(ctx, a, o.from, name)
-	if err != nil {
-		return nil, fmt.Errorf("--from: %w", err)
+	before, bad, err := o.source.bundles(ctx, a, o.from, name)
+	if err = errors.Join(err, bad); err != nil {
+		return nil, fmt.Errorf("--from: %w", err) // what is left out would look new
 	}
 	if len(before) == 1 && len(after) == 1 && name == "" {
 		// Where no name is set they are named after their directories, which differ.

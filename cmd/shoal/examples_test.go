@@ -25,7 +25,7 @@ func TestExamples(t *testing.T) {
 	}
 	t.Chdir(dir)
 	offline := []string{"apply -o", "completion", "diff --from", "lint", "render", "schema", "target", "version"}
-	asks := []string{"no Kubernetes to talk to", "stat ~/.kube/config", "open ca.crt"}
+	asks := []string{"no Kubernetes to talk to", "--kubeconfig ~/.kube/config: no such file", "open ca.crt"}
 	ran := map[string]int{}
 	for _, line := range examples(t) {
 		args := words(line)

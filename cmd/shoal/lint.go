@@ -28,13 +28,14 @@ import (
 type finding struct {
 	File     string `json:"file"`
 	Line     int    `json:"line,omitempty"`
-	Severity string `json:"severity"` // error or warning
+	Severity string `json:"severity"` // error, warning or note
 	Message  string `json:"message"`
 }
 
 const (
 	severityError   = "error"
 	severityWarning = "warning"
+	severityNote    = "note" // nothing has to be done: --strict leaves it
 )
 
 func lintCommand(a *app) *cobra.Command {
@@ -46,10 +47,10 @@ func lintCommand(a *app) *cobra.Command {
 		Short: "Find every problem of the bundles in DIR at once",
 		Long: `Find every problem of the bundles in DIR, without any server: all files are read, and every target is rendered, for a cluster that has the
 labels which the target asks for, or with --clusters for one cluster of that file for each set of options. One problem a line on standard output,
-FILE:LINE: MESSAGE, as editors and compilers write it; a warning begins with "warning:".
+FILE:LINE: MESSAGE, as editors and compilers write it; a warning begins with "warning:", what needs no change with "note:".
 
-Warnings are about what works and is unlikely to be meant: targets that match nothing or are never reached, overlays that nothing uses, fields
-without effect, functions that give something else every time.
+Warnings are about what works and is unlikely to be meant: targets that match nothing or are never reached, overlays that nothing uses, files
+that are left out, unknown fields, functions that give something else every time. Notes name fields of Fleet that have no effect here.
 
 Exit codes: 0 no errors, 1 errors, 2 wrong usage.`,
 		Example: `  shoal lint ./web
@@ -83,7 +84,9 @@ Exit codes: 0 no errors, 1 errors, 2 wrong usage.`,
 			}
 			if strict {
 				for i := range found {
-					found[i].Severity = severityError
+					if found[i].Severity == severityWarning {
+						found[i].Severity = severityError
+					}
 				}
 			}
 			return a.report(found, output)
@@ -99,17 +102,18 @@ Exit codes: 0 no errors, 1 errors, 2 wrong usage.`,
 	return cmd
 }
 
-// report prints errors, then warnings, each in the order of files and lines.
+// report prints errors, then warnings, then notes, each in the order of files and lines.
 func (a *app) report(found []finding, output string) error {
 	slices.SortStableFunc(found, func(x, y finding) int {
-		return cmp.Or(strings.Compare(x.Severity, y.Severity), strings.Compare(x.File, y.File), x.Line-y.Line)
+		order := func(f finding) int {
+			return slices.Index([]string{severityError, severityWarning, severityNote}, f.Severity)
+		}
+		return cmp.Or(order(x)-order(y), strings.Compare(x.File, y.File), x.Line-y.Line)
 	})
 	found = slices.Compact(found)
-	errs := 0
+	n := map[string]int{}
 	for _, f := range found {
-		if f.Severity == severityError {
-			errs++
-		}
+		n[f.Severity]++
 	}
 	if output == "json" {
 		if found == nil {
@@ -125,10 +129,10 @@ func (a *app) report(found []finding, output string) error {
 			fmt.Fprintln(a.stdout, f)
 		}
 		if len(found) > 0 {
-			fmt.Fprintf(a.stderr, "shoal: %s, %s\n", count(errs, "error"), count(len(found)-errs, "warning"))
+			fmt.Fprintf(a.stderr, "shoal: %s, %s, %s\n", count(n[severityError], "error"), count(n[severityWarning], "warning"), count(n[severityNote], "note"))
 		}
 	}
-	if errs > 0 {
+	if n[severityError] > 0 {
 		return errProblems
 	}
 	return nil
@@ -150,25 +154,23 @@ func (f finding) String() string {
 		}
 		s += " "
 	}
-	if f.Severity == severityWarning {
-		s += "warning: "
+	if f.Severity != severityError {
+		s += f.Severity + ": "
 	}
 	return s + strings.ReplaceAll(f.Message, "\n", " ")
 }
 
 // linter collects findings about a tree.
 type linter struct {
-	tree   string
-	fleet  *clustersFile
-	places []place
-	found  []finding
+	fleet *clustersFile
+	found []finding
 }
 
-// place is where a bundle can be, and its options file.
+// place is where a bundle is, and its options file.
 type place struct {
 	dir  string       // below the root; "."
 	file string       // empty: it has none
-	root *yamlv3.Node // nil: none, or it is no YAML
+	root *yamlv3.Node // nil: none
 }
 
 // lint returns everything that is wrong with a tree. Its error is about the command line: there is nothing to read.
@@ -179,15 +181,27 @@ func lint(ctx context.Context, dir string, o source.Options, fleet *clustersFile
 	case err != nil || !info.IsDir():
 		return nil, fmt.Errorf("read %s: want a directory", dir)
 	}
-	l := &linter{tree: dir, fleet: fleet}
-	l.findPlaces()
-	bundles, err := source.Tree(ctx, dir, o)
-	l.problems(err)
-	places := l.placesOf(bundles)
+	bundles, problems, err := source.Tree(ctx, dir, o)
+	if err != nil {
+		return nil, err
+	}
+	return lintBundles(dir, bundles, problems, fleet), nil
+}
+
+// lintBundles returns what is wrong with bundles that were read from a directory, with the problems of reading them.
+func lintBundles(dir string, bundles []source.Found, problems source.Problems, fleet *clustersFile) []finding {
+	l := &linter{fleet: fleet}
+	for _, p := range problems {
+		severity := severityError
+		if p.Warning {
+			severity = severityWarning
+		}
+		l.found = append(l.found, finding{p.File, p.Line, severity, p.Message})
+	}
 	all := map[string]linted{}
-	for i, b := range bundles {
-		x := linted{linter: l, place: places[i], bundle: b}
-		all[b.Name] = x
+	for _, f := range bundles {
+		x := linted{linter: l, place: placeOf(dir, f), bundle: f.Bundle}
+		all[f.Bundle.Name] = x
 		x.targets()
 		x.overlays()
 		x.withoutEffect()
@@ -198,90 +212,21 @@ func lint(ctx context.Context, dir string, o source.Options, fleet *clustersFile
 			all[name].say(severityError, "dependsOn", "dependsOn goes in a circle, so that none of them can ever be deployed: %s", strings.Join(append(circle, name), " → "))
 		}
 	}
-	return l.found, nil
+	return l.found
 }
 
-func (l *linter) problems(err error) {
-	var list source.Problems
-	var one source.Problem
-	switch {
-	case err == nil:
-	case errors.As(err, &list):
-		for _, p := range list {
-			l.found = append(l.found, finding{p.File, p.Line, severityError, p.Message})
-		}
-	case errors.As(err, &one):
-		l.found = append(l.found, finding{one.File, one.Line, severityError, one.Message})
-	default:
-		l.found = append(l.found, finding{Severity: severityError, Message: err.Error()})
+// placeOf reads the options file again, for the lines of what it says.
+func placeOf(dir string, f source.Found) place {
+	p := place{dir: f.Dir, file: f.File}
+	if f.File == "" {
+		return p
 	}
-}
-
-// findPlaces finds options files, for the lines of what they say. What is wrong with them is said by package source.
-func (l *linter) findPlaces() {
-	l.places = []place{{dir: "."}}
-	_ = filepath.WalkDir(l.tree, func(file string, e fs.DirEntry, err error) error {
-		rel, relErr := filepath.Rel(l.tree, file)
-		switch {
-		case err != nil || relErr != nil:
-			return nil
-		case e.IsDir() && rel != "." && strings.HasPrefix(e.Name(), "."):
-			return fs.SkipDir
-		case e.IsDir() || !slices.Contains([]string{"fleet.yaml", "fleet.yml", "bundle.yaml"}, e.Name()):
-			return nil
-		}
-		rel = filepath.ToSlash(rel)
-		p := place{dir: path.Dir(rel), file: rel}
-		var doc yamlv3.Node
-		data, err := os.ReadFile(file)
-		if err == nil && len(data) <= 1<<20 && yamlv3.Unmarshal(data, &doc) == nil && len(doc.Content) > 0 {
-			p.root = doc.Content[0]
-		}
-		if e.Name() == "bundle.yaml" && (p.root == nil || child(p.root, "kind") != nil) {
-			return nil // an object that happens to be called so
-		}
-		l.places = append(l.places, p)
-		return nil
-	})
-	if slices.ContainsFunc(l.places[1:], func(p place) bool { return p.dir == "." }) {
-		l.places = l.places[1:]
+	var doc yamlv3.Node
+	data, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(f.File)))
+	if err == nil && yamlv3.Unmarshal(data, &doc) == nil && len(doc.Content) > 0 {
+		p.root = doc.Content[0]
 	}
-	slices.SortStableFunc(l.places, func(a, b place) int { return strings.Compare(a.dir, b.dir) })
-}
-
-// placesOf says where bundles are: both are in the order of paths, and a place without a bundle has a problem. The root without
-// options is often none.
-func (l *linter) placesOf(bundles []*v1alpha1.Bundle) []place {
-	bad := map[string]bool{}
-	for _, f := range l.found {
-		bad[l.placeAround(f.File)] = true
-	}
-	good := slices.DeleteFunc(slices.Clone(l.places), func(p place) bool { return bad[p.dir] })
-	if len(good) == len(bundles)+1 && good[0].file == "" {
-		good = good[1:]
-	}
-	if len(good) == len(bundles) {
-		return good
-	}
-	out := make([]place, len(bundles)) // without files and lines, rather than with wrong ones
-	for i, b := range bundles {
-		out[i].dir = "."
-		for _, p := range l.places {
-			if p.root != nil && child(p.root, "name") != nil && child(p.root, "name").Value == b.Name {
-				out[i] = p
-			}
-		}
-	}
-	return out
-}
-
-// placeAround is the directory of the bundle that a file belongs to.
-func (l *linter) placeAround(file string) string {
-	for dir := file; ; dir = path.Dir(dir) {
-		if slices.ContainsFunc(l.places, func(p place) bool { return p.dir == dir }) || dir == "." || dir == "/" {
-			return dir
-		}
-	}
+	return p
 }
 
 // linted is one bundle and where it is.
@@ -334,7 +279,8 @@ func (x linted) targets() {
 	names := map[string]bool{}
 	everyone := ""
 	for i, t := range spec.Targets {
-		title, field := targetTitle(spec.Targets, i), x.targetField(i)
+		field := x.targetField(i)
+		title := cmp.Or(t.Name, field, targetTitle(spec.Targets, i))
 		switch m := t.ClusterMatch; {
 		case m.ClusterName == "" && m.ClusterGroup == "" && m.ClusterSelector == nil && m.ClusterGroupSelector == nil:
 			x.say(severityWarning, field, "target %s has no criteria, so it matches no cluster: clusterSelector: {} matches all", title)
@@ -440,7 +386,7 @@ func (x linted) withoutEffect() {
 			"correctDrift.keepFailHistory": "there is no Helm history on a cluster",
 		} {
 			if n := at(x.root, prefix+field); n != nil {
-				x.say(severityWarning, prefix+field, "%s%s has no effect: %s", prefix, field, why)
+				x.say(severityNote, prefix+field, "%s%s has no effect: %s", prefix, field, why)
 			}
 		}
 	}
@@ -474,7 +420,8 @@ func (x linted) renderAll() {
 			x.say(severityWarning, s.field, "target %s: there are no objects in it", s.title)
 		}
 		for _, n := range r.notes {
-			if !said[n] && !(strings.HasPrefix(n, oldTemplate) && x.root != nil) { // which oldTemplates has said, with its line
+			before := strings.HasPrefix(n, oldTemplate) || strings.HasPrefix(n, "yaml.overlays[") // said already, with the line
+			if !said[n] && !(before && x.root != nil) {
 				said[n] = true
 				x.note(s, n)
 			}
@@ -541,7 +488,7 @@ func (x linted) sites() []lintedSite {
 		alone := x.bundle.DeepCopy()
 		t.ClusterMatch = v1alpha1.ClusterMatch{ClusterSelector: &metav1.LabelSelector{}}
 		alone.Spec.Targets, alone.Spec.TargetRestrictions, alone.Spec.TargetCustomizationMode = []v1alpha1.BundleTarget{t}, nil, ""
-		out = append(out, lintedSite{site: site{cluster: madeUp(spec.Targets[i].ClusterMatch)}, bundle: alone, title: targetTitle(spec.Targets, i), field: x.targetField(i)})
+		out = append(out, lintedSite{site: site{cluster: madeUp(spec.Targets[i].ClusterMatch)}, bundle: alone, title: cmp.Or(t.Name, x.targetField(i), targetTitle(spec.Targets, i)), field: x.targetField(i)})
 	}
 	return out
 }
@@ -589,13 +536,25 @@ func madeUp(m v1alpha1.ClusterMatch) v1alpha1.Cluster {
 // inFile is where the renderer and Helm say that something is wrong: PATH, CHART/PATH or either with :LINE.
 var inFile = regexp.MustCompile(`([A-Za-z0-9_./-]+\.(?:yaml|yml|json|tpl|txt))(?::(\d+))?`)
 
-// cannotRender says why, at the line of the file that is to blame if that is known.
+// cannotRender says why: everything, and each at the line of the file that is to blame if that is known.
 func (x linted) cannotRender(s lintedSite, err error) {
 	if !s.real && needsMore(err) {
 		x.say(severityWarning, s.field, "cannot be tried without more about a cluster, use --clusters: %v", err)
 		return
 	}
-	message := err.Error()
+	prefix := ""
+	var several interface{ Unwrap() []error }
+	if errors.As(err, &several) {
+		prefix = strings.TrimSuffix(err.Error(), fmt.Sprint(several))
+		for _, e := range several.Unwrap() {
+			x.blame(s, prefix+e.Error())
+		}
+		return
+	}
+	x.blame(s, err.Error())
+}
+
+func (x linted) blame(s lintedSite, message string) {
 	f := finding{Severity: severityError, Message: message}
 	for _, m := range inFile.FindAllStringSubmatch(message, -1) {
 		file := x.fileOf(m[1])
@@ -605,7 +564,7 @@ func (x linted) cannotRender(s lintedSite, err error) {
 	}
 	switch {
 	case f.File == "":
-		x.say(severityError, s.field, "%v", err)
+		x.say(severityError, s.field, "%s", message)
 	case slices.ContainsFunc(x.found, func(g finding) bool {
 		return g.File == f.File && g.Line == f.Line && f.Line > 0 && g.Severity == f.Severity
 	}):

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -18,19 +19,16 @@ func renderCommand(a *app) *cobra.Command {
 asked: describe the cluster by flags, its targets then match as they would on the hub. If none matches, nothing is printed
 and the reason is on standard error.
 
+A bundle with an error is left out: the others are printed, standard error names it, and the exit code is 1.
+
 With several bundles in DIR, those of each stand below a line "# bundle: NAME". Above a hook stands a line that says when it
 runs: "# hook: pre-install, weight 5". Values that the site may have (valuesFrom) are
 shown as <site value PATH, else what holds without>. The
 workspace, .ClusterNamespace in templates, is that of --namespace, or "default".
 
-Objects are in the namespace in which the agent puts them: their own or the bundle's (defaultNamespace, or "default"), or all in the one
-that namespace forces. Of a kind that neither Kubernetes nor the bundle defines only the cluster knows whether it belongs to one; a
-note names it.`,
+Objects without a namespace get the one of the bundle (namespace, defaultNamespace, or "default") when an agent applies them.`,
 		Example: `  # what a production cluster gets
   shoal render ./web --cluster paris --label env=prod
-
-  # does a cluster have it as it should?
-  shoal render ./web --label env=prod | kubectl diff -f -
 
   # what members of a cluster group get
   shoal render ./web --group europe --group-label tier=1
@@ -60,15 +58,16 @@ func (a *app) render(ctx context.Context, dir string, flags siteFlags, src sourc
 	if err != nil {
 		return err
 	}
-	bundles, err := src.bundles(ctx, a, dir, "")
+	bundles, bad, err := src.bundles(ctx, a, dir, "")
 	if err != nil {
 		return err
 	}
-	var out bytes.Buffer // all or nothing
+	var out bytes.Buffer // a bundle is printed as a whole or not at all
 	for _, b := range bundles {
 		r, why, err := s.render(b)
 		if err != nil {
-			return fmt.Errorf("bundle %s: %w", b.Name, err)
+			bad = errors.Join(bad, fmt.Errorf("bundle %s: %w", b.Name, err))
+			continue
 		}
 		if r == nil {
 			fmt.Fprintf(a.stderr, "shoal: bundle %s: cluster %s gets nothing: %s\n", b.Name, flags.cluster, why)
@@ -90,7 +89,7 @@ func (a *app) render(ctx context.Context, dir string, flags siteFlags, src sourc
 		}
 	}
 	_, err = out.WriteTo(a.stdout)
-	return err
+	return errors.Join(bad, err)
 }
 
 // notes prints what the renderer has to say; the bundle is named where there are several.

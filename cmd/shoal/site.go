@@ -215,12 +215,7 @@ func (s site) render(b *v1alpha1.Bundle) (r *rendition, why string, err error) {
 	for _, d := range m.Options.DownstreamResources {
 		r.shown = append(r.shown, fmt.Sprintf("the hub adds the %s %s of the workspace to it", d.Kind, d.Name))
 	}
-	objects, unknown, err := render.Placed(res.Bundle, m.Options)
-	if err != nil {
-		return nil, "", err
-	}
-	r.shown = append(r.shown, unknown...)
-	for i, o := range objects {
+	for i, o := range res.Bundle.Objects() {
 		d, err := newDocument(o, h, i)
 		if err != nil {
 			return nil, "", err

@@ -24,6 +24,7 @@ import (
 // sourceFlags say how directories are read, and how to reach the charts that are elsewhere.
 type sourceFlags struct {
 	targetsFile string
+	paths       []string
 
 	helmHost, helmUsername, helmPasswordFile, helmCAFile string
 	helmPlainHTTP                                        []string
@@ -34,6 +35,7 @@ type sourceFlags struct {
 func (f *sourceFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.targetsFile, "targets-file", "", "YAML file with targets for all bundles of the directory, as a GitRepo has them; the targets in fleet.yaml then only customize")
+	fl.StringArrayVar(&f.paths, "path", nil, "directory below DIR to read bundles from, or a pattern such as 'apps/*', as in the paths of a GitRepo; files of all of DIR stay in reach (may be repeated; default: all of DIR)")
 	fl.StringVar(&f.helmHost, "helm-host", "", "host that --helm-username is for, as in helm.repo or helm.chart, with the port if there is one (default: $SHOAL_HELM_HOST)")
 	fl.StringVar(&f.helmUsername, "helm-username", "", "user name for charts from --helm-host (default: $SHOAL_HELM_USERNAME)")
 	fl.StringVar(&f.helmPasswordFile, "helm-password-file", "", "file with the password for it (default: the password in $SHOAL_HELM_PASSWORD)")
@@ -48,14 +50,37 @@ func (f *sourceFlags) register(cmd *cobra.Command) {
 	_ = cmd.MarkFlagDirname("chart-cache")
 }
 
-// bundles reads every bundle below a directory. A name is for the only one.
-func (f *sourceFlags) bundles(ctx context.Context, a *app, dir, name string) ([]*v1alpha1.Bundle, error) {
+// bundles reads every bundle below a directory. A name is for the only one. Warnings are printed. A bundle with an error is left out:
+// its problems are the second error, which is for the end, when the others are done. Where nothing can be read, that is the third.
+func (f *sourceFlags) bundles(ctx context.Context, a *app, dir, name string) (list []*v1alpha1.Bundle, bad, err error) {
 	o, done, err := f.options(a, name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer done()
-	return source.Tree(ctx, dir, o)
+	found, ps, err := source.Tree(ctx, dir, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range ps.Warnings() {
+		fmt.Fprintf(a.stderr, "shoal: %s\n", oneLine(p.Error()))
+	}
+	bad = ps.Err()
+	if len(found) == 0 {
+		return nil, nil, bad
+	}
+	for _, b := range found {
+		list = append(list, b.Bundle)
+	}
+	return list, leftOut(bad), nil
+}
+
+// leftOut is an error about some of several bundles.
+func leftOut(bad error) error {
+	if bad == nil {
+		return nil
+	}
+	return fmt.Errorf("left out because of errors:\n%w", bad)
 }
 
 // options are for reading directories until done is called.
@@ -63,7 +88,7 @@ func (f *sourceFlags) options(a *app, name string) (o source.Options, done func(
 	if name != "" && (!bundlefmt.ValidName(name) || len(name) > 53) {
 		return o, nil, fmt.Errorf("bundle name %q: use lower case letters, digits and '-', at most 53 characters", name)
 	}
-	o.Name = name
+	o.Name, o.Paths = name, f.paths
 	if f.targetsFile != "" {
 		if o.Targets, err = readTargets(f.targetsFile); err != nil {
 			return o, nil, err

@@ -52,12 +52,21 @@ func decodeStrict(file string, n *yamlv3.Node, into any) error {
 
 // child is the value of a key of a map, or nil.
 func child(n *yamlv3.Node, key string) *yamlv3.Node {
+	_, value := entry(n, key)
+	return value
+}
+
+// entry is a key of a map and its value, or nil; one whose letters differ in case only will do, since such options count.
+func entry(n *yamlv3.Node, key string) (k, value *yamlv3.Node) {
 	for i := 0; i+1 < len(n.Content) && n.Kind == yamlv3.MappingNode; i += 2 {
-		if n.Content[i].Value == key {
-			return n.Content[i+1]
+		switch {
+		case n.Content[i].Value == key:
+			return n.Content[i], n.Content[i+1]
+		case k == nil && strings.EqualFold(n.Content[i].Value, key):
+			k, value = n.Content[i], n.Content[i+1]
 		}
 	}
-	return nil
+	return k, value
 }
 
 // lineOf is the deepest node on a path such as targets[2].helm.values that exists; of a map's value it is the key.
@@ -65,16 +74,11 @@ func lineOf(n *yamlv3.Node, path string) *yamlv3.Node {
 	at := n
 	for key := range strings.SplitSeq(path, ".") {
 		key, index, _ := strings.Cut(key, "[")
-		next := child(n, key)
+		k, next := entry(n, key)
 		if next == nil {
 			return at
 		}
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i].Value == key {
-				at = n.Content[i]
-			}
-		}
-		n = next
+		at, n = k, next
 		if i, err := strconv.Atoi(strings.TrimSuffix(index, "]")); err == nil && i < len(n.Content) && n.Kind == yamlv3.SequenceNode {
 			n = n.Content[i]
 			at = n

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -35,7 +36,7 @@ func targetCommand(a *app) *cobra.Command {
 		Short: "Print which clusters get the bundles in DIR and by which target, without any server",
 		Long: `Print which clusters get the bundles in DIR, by which target and with which options. No server is asked: the clusters are those
 in FILE ("-": standard input). Clusters with the same value in the column OPTIONS get the same options. A cluster for which a template fails, for example for want
-of a label, keeps what it has: standard error says so, and the exit code is 1.
+of a label, keeps what it has: standard error says so, and the exit code is 1. So it is for a bundle with an error, which is left out.
 
 ` + clustersHelp,
 		Example: `  # the fleet as it is
@@ -53,11 +54,11 @@ of a label, keeps what it has: standard error says so, and the exit code is 1.
 			if err := oneOf("--output", output, "", "json", "yaml", "name"); err != nil {
 				return err
 			}
-			list, err := a.targeted(cmd.Context(), args[0], clusters, src, why)
+			list, bad, err := a.targeted(cmd.Context(), args[0], clusters, src, why)
 			if err != nil {
 				return err
 			}
-			if err := printTargeted(a.stdout, list, output, why); err != nil {
+			if err := errors.Join(bad, printTargeted(a.stdout, list, output, why)); err != nil {
 				return err
 			}
 			if slices.ContainsFunc(list, func(t targeted) bool { return t.Error != "" }) {
@@ -77,20 +78,20 @@ of a label, keeps what it has: standard error says so, and the exit code is 1.
 	return cmd
 }
 
-func (a *app) targeted(ctx context.Context, dir, file string, src sourceFlags, why bool) ([]targeted, error) {
+func (a *app) targeted(ctx context.Context, dir, file string, src sourceFlags, why bool) (list []targeted, bad, err error) {
 	fleet, err := readClusters(file, a.kubernetes.namespace)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	bundles, err := src.bundles(ctx, a, dir, "")
+	bundles, bad, err := src.bundles(ctx, a, dir, "")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	list := []targeted{}
+	list = []targeted{}
 	for _, b := range bundles {
 		some, err := fleet.targeted(b, why)
 		if err != nil {
-			return nil, fmt.Errorf("bundle %s: %w", b.Name, err)
+			return nil, nil, fmt.Errorf("bundle %s: %w", b.Name, err)
 		}
 		if !slices.ContainsFunc(some, func(t targeted) bool { return t.Target != "" }) {
 			fmt.Fprintf(a.stderr, "shoal: bundle %s: none of the %d clusters in %s gets it%s\n", b.Name, len(fleet.clusters), file, map[bool]string{false: " (--why says the reasons)"}[why])
@@ -102,7 +103,7 @@ func (a *app) targeted(ctx context.Context, dir, file string, src sourceFlags, w
 		}
 		list = append(list, some...)
 	}
-	return list, nil
+	return list, bad, nil
 }
 
 // targeted is what the clusters of the file get of a bundle, sorted by name.

@@ -2,6 +2,7 @@ package render
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/url"
 	"path"
@@ -29,11 +30,22 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 		}
 	}
 	objects := objectFiles(files)
-	mem := newBundleFS()
+	used := map[string]int{}
+	if readings(files, dir, used) > maxReadings {
+		return fmt.Errorf("kustomize %s: its files would be read more than %d times, since directories name others again and again: name each of them once", dir, maxReadings)
+	}
+	mem := filesys.MakeFsInMemory()
+	var errs []error
 	for _, name := range sortedNames(files) {
+		if slices.Contains(kustomizationNames(), path.Base(name)) {
+			if _, ok := used[path.Dir(name)]; !ok {
+				continue // nothing uses it: it is not looked at, and not there either
+			}
+		}
 		if isYAML(name) {
 			if err := checkKustomizeFile(name, files[name]); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+				continue
 			}
 		}
 		data := files[name]
@@ -43,12 +55,12 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		if err := mem.add("/bundle/"+name, data); err != nil {
+		if err := mem.WriteFile("/bundle/"+name, data); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if readings(files, dir, map[string]int{}) > maxReadings {
-		return fmt.Errorf("kustomize %s: its files would be read more than %d times, since directories name others again and again: name each of them once", dir, maxReadings)
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	// Files may come from anywhere in the bundle: there is nothing else in this file system. No plugins.
 	o := krusty.MakeDefaultOptions()

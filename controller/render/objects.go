@@ -168,21 +168,25 @@ func (r *rendering) addYAML(origin string, data []byte, strict bool) error {
 	}
 	docs, err := r.memory.read(how, string(data), func() ([]document, error) {
 		var out []document
+		var errs []error
 		docs := documents(data)
 		for i, doc := range docs {
 			d, err := parseDocument(string(doc), strict)
 			if err != nil {
-				return nil, fmt.Errorf("%s%w", where(origin, i, len(docs)), err)
+				errs = append(errs, fmt.Errorf("%s%w", where(origin, i, len(docs)), err))
 			}
 			out = append(out, d)
 		}
-		return out, nil
+		return out, errors.Join(errs...)
 	})
 	if err != nil {
 		return err
 	}
 	for i, d := range docs {
 		where := where(origin, i, len(docs))
+		if d.other != "" {
+			r.note("%s: left out: %s", where, d.other)
+		}
 		if d.isHook() {
 			r.note("%s: %s counts only in the templates of a chart: applied as an ordinary object", where, hookAnnotation)
 		}
@@ -206,6 +210,7 @@ type document struct {
 	objects     []bundlefmt.Object // of a list its items
 	kind, name  string
 	annotations map[string]string // of a hook
+	other       string            // why it holds none: it is a file for something else
 }
 
 func (d document) isHook() bool { _, ok := d.annotations[hookAnnotation]; return ok }
@@ -222,6 +227,9 @@ func parseDocument(doc string, strict bool) (document, error) {
 	if js == nil {
 		return document{}, nil
 	}
+	if why := foreign(js, strict); why != "" {
+		return document{other: why}, nil
+	}
 	var head struct {
 		Kind     string `json:"kind"`
 		Metadata struct {
@@ -236,6 +244,33 @@ func parseDocument(doc string, strict bool) (document, error) {
 	}
 	d.objects, err = objects(nil, js, 0)
 	return d, err
+}
+
+// foreign says why a file of plain YAML is no Kubernetes object and was not meant to be one: settings of other tools, values, compose
+// files lie in the same directories. What has apiVersion or metadata is an object in which something is missing.
+func foreign(js []byte, plain bool) string {
+	if !plain {
+		return ""
+	}
+	if js[0] != '{' {
+		return "it is no Kubernetes object, which is a map with apiVersion, kind and metadata"
+	}
+	var head map[string]json.RawMessage
+	if json.Unmarshal(js, &head) != nil {
+		return ""
+	}
+	var kind, api string
+	_ = json.Unmarshal(head["kind"], &kind)
+	_ = json.Unmarshal(head["apiVersion"], &api)
+	switch {
+	case kind == "Kustomization" || kind == "Component":
+		if group, _, _ := strings.Cut(api, "/"); group == "kustomize.config.k8s.io" || api == "" {
+			return "it is a kustomization that nothing uses: name its directory in kustomize.dir"
+		}
+	case head["kind"] == nil && head["apiVersion"] == nil && head["metadata"] == nil:
+		return "it has neither kind nor apiVersion nor metadata, so it is no Kubernetes object"
+	}
+	return ""
 }
 
 // quickDocument reads a document of one object that is written simply, as nearly all are. It leaves all others to those who
@@ -339,6 +374,10 @@ func (r *rendering) bundle() (*bundlefmt.Bundle, error) {
 		}
 		if i, ok := seen[id]; ok {
 			first := &kept[i]
+			if first.hook == nil && o.hook == nil && first.Ref == o.Ref && bytes.Equal(first.JSON, o.JSON) {
+				r.note("%s: %s is the same in %s, and counts once", o.origin, o.Ref, first.origin)
+				continue
+			}
 			if !sameHook(*first, o) {
 				return nil, collide(*first, o)
 			}
@@ -378,13 +417,12 @@ func (r *rendering) checkScope() error {
 	if ns == "" {
 		return nil
 	}
-	all := make([]bundlefmt.Object, len(r.objs))
-	for i, o := range r.objs {
-		all[i] = o.Object
+	cluster := map[[2]string]bool{}
+	for _, k := range clusterScoped() {
+		cluster[k] = true
 	}
-	s := scopesOf(all)
 	for _, o := range r.objs {
-		if namespaced, _ := s.namespaced(o.Ref); !namespaced {
+		if cluster[[2]string{o.Group, o.Kind}] {
 			return fmt.Errorf("%s: %s belongs to no namespace, but the option namespace forces all objects into %q: use defaultNamespace instead", o.origin, o.Ref, ns)
 		}
 	}

@@ -395,7 +395,7 @@ func (r *rendering) chartDir() (dir string, ok bool, err error) {
 }
 
 func (r *rendering) kustomizeDir() (dir string, ok bool, err error) {
-	if k := r.in.Options.Kustomize; k != nil && k.Dir != "" {
+	if k := r.in.Options.Kustomize; k != nil && k.Dir != "" && path.Clean(k.Dir) != "." {
 		dir = path.Clean(k.Dir)
 		if kustomizationFile(r.files, dir) == "" {
 			return "", false, fmt.Errorf("kustomize.dir: %q holds no kustomization.yaml in the bundle", k.Dir)

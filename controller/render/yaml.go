@@ -3,6 +3,7 @@ package render
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -25,22 +26,28 @@ func (r *rendering) yaml() error {
 	}
 	if y := r.in.Options.YAML; y != nil {
 		for i, name := range y.Overlays {
+			if len(below(r.files, "overlays/"+name)) == 0 {
+				r.note("yaml.overlays[%d]: there are no files below overlays/%s/, so that this overlay changes nothing", i, name)
+				continue
+			}
 			if err := overlay(files, below(r.files, "overlays/"+name), "overlays/"+name+"/"); err != nil {
 				return fmt.Errorf("yaml.overlays[%d]: %w", i, err)
 			}
 		}
 	}
 	templates := map[string][]byte{}
+	var errs []error // of all files at once
 	for _, name := range sortedNames(files) {
 		switch {
 		case strings.HasPrefix(name, "templates/"):
 			templates[name] = files[name]
 		case !isManifest(name) || apart(files, name):
 		default:
-			if err := r.addYAML(name, files[name], true); err != nil {
-				return err
-			}
+			errs = append(errs, r.addYAML(name, files[name], true))
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	if len(templates) == 0 {
 		return nil
@@ -78,9 +85,6 @@ func apart(files map[string][]byte, name string) bool {
 // overlay lays the files of one overlay over the bundle's: a file replaces the one of its name or is new, an empty file
 // deletes it, x_patch.yaml patches x.yaml. Patches come after files, so that an overlay may patch what it brings.
 func overlay(files, over map[string][]byte, dir string) error {
-	if len(over) == 0 {
-		return fmt.Errorf("there are no files below %s", dir)
-	}
 	for _, name := range sortedNames(over) {
 		if _, isPatch := patched(name); isPatch {
 			continue

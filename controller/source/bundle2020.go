@@ -37,8 +37,8 @@ const (
 // is2020 tells the options file of 2020 from other files of that name: it is a map without apiVersion and kind, and has one of the
 // keys that nothing else is likely to have.
 func is2020(data []byte) bool {
-	doc, err := nodes(bundleFile, data)
-	if err != nil || doc == nil || doc.Kind != yamlv3.MappingNode || child(doc, "kind") != nil || child(doc, "apiVersion") != nil {
+	doc, second, err := nodes(bundleFile, data)
+	if err != nil || len(second) > 0 || doc == nil || doc.Kind != yamlv3.MappingNode || child(doc, "kind") != nil || child(doc, "apiVersion") != nil {
 		return false
 	}
 	return slices.ContainsFunc([]string{"targets", "overlays", "manifestsDir", "kustomizeDir", "defaultNamespace", "rolloutStrategy"}, func(key string) bool { return child(doc, key) != nil })
@@ -184,7 +184,7 @@ func (b *bundle) form2020(ctx context.Context, file string, data []byte) (err er
 				b.doc.report(at+".overlays", fmt.Errorf("overlay %s brings files, which works with manifests alone: with a chart or a kustomization put the difference into values or kustomizeDir", layers[0]))
 			}
 		}
-		if len(b.doc.problems) == 0 && l.chart == "" && spec.Kustomize == nil && out.Kustomize == nil && !b.holds("templates") {
+		if b.doc.problems.Err() == nil && l.chart == "" && spec.Kustomize == nil && out.Kustomize == nil && !b.holds("templates") {
 			b.doc.report(at, errors.New("nothing to deploy: there are no manifests, no chart, and no kustomization.yaml in kustomize/"))
 		}
 		b.match(at, out.ClusterMatch)

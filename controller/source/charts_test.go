@@ -260,14 +260,14 @@ func TestSeveral(t *testing.T) {
 	if _, err := source.Dir(t.Context(), dir, source.Options{Charts: &s}); err == nil || !strings.Contains(err.Error(), "holds 12 bundles") || !strings.HasSuffix(err.Error(), "b09 and 2 more") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := source.Tree(t.Context(), dir, source.Options{Name: "web", Charts: &s}); err == nil || !strings.Contains(err.Error(), "holds 12 bundles") {
-		t.Errorf("got %v", err)
+	if _, ps, err := source.Tree(t.Context(), dir, source.Options{Name: "web", Charts: &s}); err != nil || !strings.Contains(ps.Error(), "holds 12 bundles") {
+		t.Errorf("got %v, %v", ps, err)
 	}
 	if len(s.got) > 0 {
 		t.Errorf("fetched %v", s.got)
 	}
-	if all, err := source.Tree(t.Context(), dir, source.Options{Charts: &s}); err != nil || len(all) != 12 {
-		t.Errorf("got %d, %v", len(all), err)
+	if all, ps, err := source.Tree(t.Context(), dir, source.Options{Charts: &s}); err != nil || len(ps) > 0 || len(all) != 12 {
+		t.Errorf("got %d, %v, %v", len(all), ps, err)
 	}
 }
 
@@ -285,13 +285,11 @@ func TestProblems(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "web/fleet.yaml", []byte("nam: x\n\npausd: true\n"))
 	write(t, dir, "web/a.yaml", []byte(configMap))
-	_, err := source.Tree(t.Context(), dir, source.Options{})
-	var ps source.Problems
-	if !errors.As(err, &ps) || len(ps) != 2 || ps[1].File != "web/fleet.yaml" || ps[1].Line != 3 || ps[1].Message != `unknown field "pausd" (did you mean "paused"?)` {
-		t.Errorf("got %#v", err)
+	_, ps, err := source.Tree(t.Context(), dir, source.Options{})
+	if err != nil || len(ps) != 2 || ps[1].File != "web/fleet.yaml" || ps[1].Line != 3 || ps[1].Message != `unknown field "pausd" (did you mean "paused"?)` {
+		t.Errorf("got %#v, %v", ps, err)
 	}
-	_, err = source.Tree(t.Context(), t.TempDir(), source.Options{})
-	if !errors.Is(err, source.ErrEmpty) || !errors.As(err, &ps) {
-		t.Errorf("got %#v", err)
+	if _, ps, err = source.Tree(t.Context(), t.TempDir(), source.Options{}); err != nil || !errors.Is(ps.Err(), source.ErrEmpty) {
+		t.Errorf("got %#v, %v", ps, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 
@@ -24,20 +25,22 @@ const (
 // document is an options file that was read along a schema: where its fields are, and what is wrong with them.
 type document struct {
 	file      string
-	templates bool           // templating: all
-	lines     map[string]int // field path → line
-	bad       []string       // fields that were left out because of a problem
+	templates bool                         // templating: all
+	lines     map[string]int               // field path → line
+	spelt     map[string]map[string]string // field path → keys in it that are written in other letter case → how they are read
+	bad       []string                     // fields that were left out because of a problem
 	problems  Problems
 }
 
 // readOptions reads a file of options into a struct. Problems with single fields are collected in the document, and these
 // fields are left out, so that what can be said about the others is said as well.
 func readOptions(file string, data []byte, schema field, into any) (*document, error) {
-	d := &document{file: file, lines: map[string]int{}}
-	root, err := nodes(file, data)
+	d := &document{file: file, lines: map[string]int{}, spelt: map[string]map[string]string{}}
+	root, second, err := nodes(file, data)
 	if err != nil {
 		return nil, err
 	}
+	d.problems = append(d.problems, second...)
 	if root == nil {
 		return d, nil
 	}
@@ -62,8 +65,8 @@ func readOptions(file string, data []byte, schema field, into any) (*document, e
 		return nil, yamlProblem(file, err)
 	}
 	if err := json.Unmarshal(js, into); err != nil {
-		if len(d.problems) > 0 {
-			return nil, d.problems
+		if err := d.problems.Err(); err != nil {
+			return nil, err
 		}
 		return nil, yamlProblem(file, err)
 	}
@@ -83,6 +86,12 @@ func (d *document) prune(v any, f field, at string) any {
 	}
 	switch v := v.(type) {
 	case map[string]any:
+		for written, key := range d.spelt[at] {
+			if e, ok := v[written]; ok {
+				delete(v, written)
+				v[key] = e
+			}
+		}
 		for k, e := range v {
 			sub, _ := f.find(k)
 			if e = d.prune(e, sub, join(at, k)); e == nil {
@@ -115,7 +124,12 @@ func (d *document) line(field string) int {
 }
 
 // report notes what is wrong with a field, unless something was wrong with it already.
-func (d *document) report(field string, err error) {
+func (d *document) report(field string, err error) { d.note(field, err, false) }
+
+// warn is report for what the bundle is made with all the same.
+func (d *document) warn(field string, err error) { d.note(field, err, true) }
+
+func (d *document) note(field string, err error, warning bool) {
 	if err == nil || slices.ContainsFunc(d.bad, func(b string) bool { return below(field, b) || below(b, field) }) {
 		return
 	}
@@ -132,7 +146,7 @@ func (d *document) report(field string, err error) {
 	if field != "" {
 		msg = field + ": " + msg
 	}
-	d.problems = append(d.problems, Problem{File: d.file, Line: d.line(field), Message: msg, err: err})
+	d.problems = append(d.problems, Problem{File: d.file, Line: d.line(field), Message: msg, Warning: warning, err: err})
 }
 
 func below(field, parent string) bool {
@@ -140,30 +154,32 @@ func below(field, parent string) bool {
 }
 
 // nodes parses YAML into a tree and makes sure that it stays small when its aliases are expanded. It returns nil for an
-// empty file.
-func nodes(file string, data []byte) (*yamlv3.Node, error) {
+// empty file. Of several documents the first one counts; that others are there is a warning.
+func nodes(file string, data []byte) (root *yamlv3.Node, second Problems, err error) {
 	if len(data) > maxOptionsFile {
-		return nil, Problem{File: file, Message: fmt.Sprintf("file has %d bytes, the limit is %d", len(data), maxOptionsFile)}
+		return nil, nil, Problem{File: file, Message: fmt.Sprintf("file has %d bytes, the limit is %d", len(data), maxOptionsFile)}
 	}
 	dec := yamlv3.NewDecoder(bytes.NewReader(data))
 	var doc yamlv3.Node
 	if err := dec.Decode(&doc); err != nil {
 		if errors.Is(err, io.EOF) {
-			return nil, nil
+			return nil, nil, nil
 		}
-		return nil, yamlProblem(file, err)
+		return nil, nil, yamlProblem(file, err)
 	}
 	var more yamlv3.Node
-	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
-		if err != nil {
-			more.Line = 0 // the library counts from 0 here, and leaves 0 out
-			_, _ = fmt.Sscanf(err.Error(), "yaml: line %d:", &more.Line)
-			more.Line++
-		}
-		return nil, Problem{File: file, Line: more.Line, Message: "one YAML document expected, here a second one begins"}
+	switch err := dec.Decode(&more); {
+	case errors.Is(err, io.EOF):
+	case err != nil:
+		line := 0 // the library counts from 0 here, and leaves 0 out
+		_, _ = fmt.Sscanf(err.Error(), "yaml: line %d:", &line)
+		return nil, nil, Problem{File: file, Line: line + 1, Message: "one YAML document expected, here a second one begins"}
+	case len(more.Content) > 0 && more.Content[0].ShortTag() != "!!null":
+		second = Problems{{File: file, Line: more.Line, Warning: true,
+			Message: "a second YAML document begins here: only the first one of this file counts, as in Fleet"}}
 	}
 	if len(doc.Content) == 0 {
-		return nil, nil
+		return nil, second, nil
 	}
 	n, wrong := expanded(doc.Content[0], 0)
 	if n > maxNodes {
@@ -171,9 +187,9 @@ func nodes(file string, data []byte) (*yamlv3.Node, error) {
 	}
 	if wrong != nil {
 		wrong.File = file
-		return nil, *wrong
+		return nil, nil, *wrong
 	}
-	return doc.Content[0], nil
+	return doc.Content[0], second, nil
 }
 
 // expanded counts the values of a tree as if aliases were written out; it stops counting above the limit.
@@ -265,6 +281,9 @@ func (d *document) object(n *yamlv3.Node, f field, at string) {
 		d.refuse(n, at, "%s must be a map", at)
 		return
 	}
+	if at == "" && d.foreign(n, f) {
+		return
+	}
 	set := map[string]bool{}
 	d.keys(n, f, at, set)
 	for _, k := range f.required {
@@ -289,47 +308,136 @@ func (d *document) keys(n *yamlv3.Node, f field, at string, set map[string]bool)
 		}
 		return
 	}
+	written := map[string]string{} // key → how it is spelt
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
 		if k.ShortTag() == "!!merge" {
 			d.keys(v, f, at, set)
 			continue
 		}
-		full := join(at, k.Value)
-		sub, ok := f.find(k.Value)
-		switch {
-		case !ok:
-			d.refuse(k, full, "unknown field %q%s", full, advice(k.Value, at, f))
+		sub, ok := f.fold(k.Value)
+		if !ok {
+			d.unknown(k, f, at)
+			continue
+		}
+		full := join(at, sub.name)
+		switch other, twice := written[sub.name]; {
+		case twice && other != k.Value:
+			d.refuse(k, full, "%s stands there twice, also as %s: remove one", k.Value, other)
+			continue
+		case sub.refused == wholeBundle && !guards(sub.name):
+			d.ignore(k, full, "%s has no effect here: %s", full, sub.refused)
 			continue
 		case sub.refused != "":
 			d.refuse(k, full, "%s: %s", full, sub.refused)
 			continue
+		case k.Value != sub.name:
+			if d.spelt[at] == nil {
+				d.spelt[at] = map[string]string{}
+			}
+			d.spelt[at][k.Value] = sub.name
+			d.problems = append(d.problems, Problem{File: d.file, Line: k.Line, Warning: true,
+				Message: fmt.Sprintf("%q is read as %s: write it so", join(at, k.Value), full)})
 		}
+		written[sub.name] = k.Value
 		if v.ShortTag() != "!!null" && (v.Kind != yamlv3.ScalarNode || v.Value != "") {
-			set[k.Value] = true
+			set[sub.name] = true
 		}
 		d.lines[full] = k.Line
 		d.check(v, sub, full)
 	}
 }
 
-// advice says what an unknown key may have meant.
-func advice(key, at string, f field) string {
-	if near := nearest(key, f.fields); near != "" {
-		return fmt.Sprintf(" (did you mean %q?)", near)
+// ignore notes a field that has no effect and leaves it out.
+func (d *document) ignore(n *yamlv3.Node, at, format string, args ...any) {
+	d.bad = append(d.bad, at)
+	if len(d.problems) < maxProblems {
+		d.problems = append(d.problems, Problem{File: d.file, Line: n.Line, Warning: true, Message: fmt.Sprintf(format, args...)})
 	}
-	if targets, ok := f.find("targets"); ok && at == "" {
-		if _, ok := targets.find(key); ok {
-			return " (it belongs into an entry of targets)"
-		}
+}
+
+// guards says whether without an option more, or earlier, is deployed, changed or deleted than was meant.
+func guards(key string) bool {
+	known := func(f field) bool { return strings.EqualFold(f.name, key) }
+	return slices.ContainsFunc(matchFields(), known) ||
+		slices.ContainsFunc([]field{{name: "doNotDeploy"}, {name: "paused"}, {name: "keepResources"}, {name: "dependsOn"}, {name: "rolloutStrategy"}}, known)
+}
+
+// unknown is about a key that is not in the schema. In Fleet it has no effect. Here it has none either and is a warning, unless it is
+// misspelt, or without it more could be deployed, changed or deleted than was meant.
+func (d *document) unknown(k *yamlv3.Node, f field, at string) {
+	full := join(at, k.Value)
+	switch near, place := nearest(k.Value, f.fields), d.belongs(k.Value, at); {
+	case near != "" && otherNames[k.Value] == "":
+		d.refuse(k, full, "unknown field %q (did you mean %q?)", full, near)
+	case strings.HasPrefix(at, "overrideTargets[") && slices.ContainsFunc(optionFields(), func(o field) bool { return o.name == k.Value }):
+		d.refuse(k, full, "unknown field %q (options for some clusters stand in targetCustomizations)", full)
+	case place != "" && guards(k.Value):
+		d.refuse(k, full, "unknown field %q (%s)", full, place)
+	case place != "":
+		d.ignore(k, full, "%s has no effect here: %s", full, place)
+	case otherNames[k.Value] != "":
+		d.ignore(k, full, "unknown field %q has no effect (%s)", full, otherNames[k.Value])
+	case f.chooses():
+		d.refuse(k, full, "unknown field %q: here it could be meant to choose clusters", full)
+	default:
+		d.ignore(k, full, "unknown field %q has no effect", full)
 	}
-	if strings.HasPrefix(at, "overrideTargets[") {
-		options := field{fields: optionFields()}
-		if _, ok := options.find(key); ok {
-			return " (options for some clusters stand in targetCustomizations)"
+}
+
+// otherNames are keys of other tools, and of the flat form of August 2020, with what they are here.
+var otherNames = map[string]string{
+	"targetNamespace": "write namespace for all objects, or defaultNamespace for those that name none",
+	"kustomizeDir":    "in the flat form of August 2020; today it is kustomize.dir",
+	"manifestsDir":    "in the flat form of August 2020; today files are read from the directory itself",
+	"valuesFile":      "write helm.valuesFiles, which is a list",
+	"chartName":       "write helm.chart",
+	"chartVersion":    "write helm.version",
+}
+
+// belongs says where a known option stands, if that is not the place of at: it completes a message.
+func (d *document) belongs(key, at string) string {
+	if i := strings.Index(at, "]"); strings.HasPrefix(at, "target") && i > 0 {
+		at = strings.TrimPrefix(at[i+1:], ".")
+	} else if at == "" && slices.ContainsFunc(matchFields(), func(m field) bool { return strings.EqualFold(m.name, key) }) || strings.EqualFold(key, "doNotDeploy") {
+		return "it belongs into an entry of targets"
+	}
+	groups := []string{"helm", "kustomize", "yaml", "correctDrift", "diff", "rolloutStrategy"}
+	if path.Base(d.file) == bundleFile || at != "" && !slices.Contains(groups, at) {
+		return ""
+	}
+	top := fleetSchema()
+	if s, ok := top.fold(key); ok && at != "" && s.refused == "" {
+		return "it belongs to the top level"
+	}
+	for _, g := range groups {
+		f, _ := top.find(g)
+		if s, ok := f.fold(key); ok && g != at {
+			return "write " + join(g, s.name)
 		}
 	}
 	return ""
+}
+
+// foreign finds files that are no options at all, and says it once.
+func (d *document) foreign(n *yamlv3.Node, f field) bool {
+	if kind := child(n, "kind"); kind != nil && child(n, "apiVersion") != nil {
+		d.refuse(kind, "", "this is a Kubernetes object of kind %s, and a %s holds the options of a bundle: give the file another name", kind.Value, path.Base(d.file))
+		return true
+	}
+	var keys []string
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if _, ok := f.fold(n.Content[i].Value); ok || n.Content[i].ShortTag() == "!!merge" ||
+			nearest(n.Content[i].Value, f.fields) != "" || d.belongs(n.Content[i].Value, "") != "" {
+			return false
+		}
+		keys = append(keys, n.Content[i].Value)
+	}
+	if len(keys) < 2 {
+		return false
+	}
+	d.refuse(n, "", "this file holds no option of a bundle, only %s: give it another name if it is something else", strings.Join(keys[:min(3, len(keys))], ", "))
+	return true
 }
 
 func (d *document) list(n *yamlv3.Node, f, element field, at string) {

@@ -1,12 +1,14 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -56,27 +58,30 @@ type bundle struct {
 	size   int // of all values as JSON
 }
 
-// bundle makes the Bundle of a place; everything that can be checked without rendering is checked here.
-func (t *tree) bundle(ctx context.Context, p place) (*v1alpha1.Bundle, error) {
+// bundle makes the Bundle of a place; everything that can be checked without rendering is checked here. Its warnings are also there
+// if it is not made.
+func (t *tree) bundle(ctx context.Context, p place) (*v1alpha1.Bundle, Problems, error) {
 	files, err := readFiles(t.root, p.dir, p.driven)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var options []byte
-	if p.options == "" && p.dir == "." {
+	if p.options == "" {
 		for name := range t.taken {
-			delete(files, name)
+			if rel, err := filepath.Rel(p.dir, name); err == nil {
+				delete(files, filepath.ToSlash(rel))
+			}
 		}
 	}
 	if p.options != "" {
 		if options, err = readFile(t.root, path.Join(p.dir, p.options), MaxFile); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	return t.make(ctx, p, files, options)
 }
 
-func (t *tree) make(ctx context.Context, p place, files map[string][]byte, options []byte) (*v1alpha1.Bundle, error) {
+func (t *tree) make(ctx context.Context, p place, files map[string][]byte, options []byte) (*v1alpha1.Bundle, Problems, error) {
 	b := &bundle{tree: t, place: p, files: files, charts: map[ChartRef]string{}, whole: map[string]bool{}, used: map[string]bool{"fleet.yaml": true, "fleet.yml": true, p.options: true}}
 	b.out = &v1alpha1.Bundle{TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "Bundle"}}
 	read := b.fleetYAML
@@ -84,7 +89,7 @@ func (t *tree) make(ctx context.Context, p place, files map[string][]byte, optio
 		read = b.form2020
 	}
 	if err := read(ctx, path.Join(p.dir, p.options), options); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	b.restrict()
 	if n := len(b.out.Spec.Targets); n > maxTargets {
@@ -100,24 +105,22 @@ func (t *tree) make(ctx context.Context, p place, files map[string][]byte, optio
 		b.doc.report("name", fmt.Errorf("%q must be %s", b.out.Name, nameFormat.words))
 	}
 	if err := b.annotate(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if len(b.doc.problems) > 0 {
-		slices.SortStableFunc(b.doc.problems, func(p, q Problem) int {
-			if p.File != q.File {
-				return strings.Compare(p.File, q.File)
-			}
-			return p.Line - q.Line
-		})
-		return nil, slices.Compact(b.doc.problems)
+	slices.SortStableFunc(b.doc.problems, func(p, q Problem) int {
+		return cmp.Or(strings.Compare(p.File, q.File), p.Line-q.Line)
+	})
+	ps := slices.Compact(b.doc.problems)
+	if err := ps.Err(); err != nil {
+		return nil, ps.Warnings(), err
 	}
 	b.portable()
 	var err error
 	b.out.Spec.Resources, err = encode(b.files, b.used, b.size)
 	if err != nil {
-		return nil, b.inDir(err)
+		return nil, ps, b.inDir(err)
 	}
-	return b.out, nil
+	return b.out, ps, nil
 }
 
 // portable makes values such that every tool that applies Bundles keeps their nulls.
@@ -296,10 +299,10 @@ func (b *bundle) complete(ctx context.Context, at string, o *v1alpha1.BundleOpti
 	}
 	b.labels(at+"namespaceLabels", o.NamespaceLabels, validation.IsValidLabelValue)
 	b.labels(at+"namespaceAnnotations", o.NamespaceAnnotations, nil)
-	b.kustomize(at+"kustomize.dir", o.Kustomize)
+	b.kustomize(at, o.Kustomize)
 	if o.YAML != nil {
 		for i, name := range o.YAML.Overlays {
-			b.doc.report(fmt.Sprintf("%syaml.overlays[%d]", at, i), b.overlay(name))
+			b.overlay(fmt.Sprintf("%syaml.overlays[%d]", at, i), name)
 		}
 	}
 	if o.Diff != nil {
@@ -335,10 +338,11 @@ func (b *bundle) valuesFile(name string) (v1alpha1.Values, error) {
 			return nil, err
 		}
 	}
-	vals, err := values(at, data)
+	vals, second, err := values(at, data)
 	if err != nil {
 		return nil, err
 	}
+	b.doc.problems = append(b.doc.problems, second...)
 	if !ok {
 		b.taken[at] = true
 	}
@@ -361,33 +365,34 @@ func (b *bundle) grow(v v1alpha1.Values) error {
 }
 
 // values reads a values file.
-func values(name string, data []byte) (v1alpha1.Values, error) {
-	doc, err := nodes(name, data)
+func values(name string, data []byte) (v v1alpha1.Values, second Problems, err error) {
+	doc, second, err := nodes(name, data)
 	if err != nil || doc == nil {
-		return nil, err
+		return nil, second, err
 	}
 	if doc.Kind != yamlv3.MappingNode {
-		return nil, Problem{File: name, Line: doc.Line, Message: "a map of values expected"}
+		return nil, nil, Problem{File: name, Line: doc.Line, Message: "a map of values expected"}
 	}
-	var v v1alpha1.Values
 	if err := yaml.UnmarshalStrict(data, &v); err != nil {
-		return nil, yamlProblem(name, err)
+		return nil, nil, yamlProblem(name, err)
 	}
-	return v, nil
+	return v, second, nil
 }
 
+// kustomize checks the directory of a kustomization. at is empty for the bundle itself. One that a target names and that holds none
+// is said when it is rendered: the target's clusters keep what they have, and the others go on.
 func (b *bundle) kustomize(at string, k *v1alpha1.KustomizeOptions) {
-	if k == nil || k.Dir == "" {
-		return
-	}
-	if b.late(k.Dir) {
+	if k == nil || k.Dir == "" || b.late(k.Dir) {
 		return
 	}
 	dir, err := inside(k.Dir)
-	if err == nil && !b.isKustomization(dir) {
+	switch missing := err == nil && !b.isKustomization(dir); {
+	case missing && dir == ".": // which is the default
+		b.doc.warn(at+"kustomize.dir", errors.New("the directory holds no kustomization.yaml, so this changes nothing"))
+	case missing && at == "":
 		err = fmt.Errorf("%q holds no kustomization.yaml", dir)
 	}
-	b.doc.report(at, err)
+	b.doc.report(at+"kustomize.dir", err)
 	k.Dir = dir
 }
 
@@ -401,17 +406,14 @@ func (b *bundle) isKustomization(dir string) bool {
 // late says whether a name is known only when a cluster is.
 func (b *bundle) late(s string) bool { return b.doc.templates && strings.Contains(s, "${") }
 
-func (b *bundle) overlay(name string) error {
-	if b.late(name) {
-		return nil
+func (b *bundle) overlay(at, name string) {
+	switch {
+	case b.late(name):
+	case name == "" || strings.Trim(name, ".") == "" || strings.Contains(name, ".."):
+		b.doc.report(at, fmt.Errorf("%q is no name of a directory below overlays/", name))
+	case !b.holds("overlays/" + name):
+		b.doc.warn(at, fmt.Errorf("there are no files below overlays/%s/, so that this overlay changes nothing", name))
 	}
-	if name == "" || strings.Trim(name, ".") == "" || strings.Contains(name, "..") {
-		return fmt.Errorf("%q is no name of a directory below overlays/", name)
-	}
-	if !b.holds("overlays/" + name) {
-		return fmt.Errorf("there are no files below overlays/%s/", name)
-	}
-	return nil
 }
 
 // holds says whether there are files below a directory.

@@ -40,7 +40,7 @@ func accepted(t *testing.T, options string, data []byte, files map[string][]byte
 	tr := &tree{base: "repo", taken: map[string]bool{}}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	b, err := tr.make(t.Context(), place{dir: ".", options: options}, maps.Clone(files), data)
+	b, _, err := tr.make(t.Context(), place{dir: ".", options: options}, maps.Clone(files), data)
 	runtime.ReadMemStats(&after)
 	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<30 {
 		t.Fatalf("%d bytes were allocated for %d bytes", n, len(data))

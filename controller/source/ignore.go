@@ -63,6 +63,8 @@ func parsePattern(line string) (p pattern, wrong string) {
 		return p, fmt.Sprintf(`%q: there is no "**": a pattern holds in all directories below, write the name alone`, line)
 	case all && dir != "" && !strings.ContainsAny(dir, `*?[\/`):
 		return pattern{name: dir, dir: true}, ""
+	case strings.HasSuffix(line, "/") && !strings.ContainsAny(line[:len(line)-1], `*?[\/`):
+		return pattern{name: line[:len(line)-1], dir: true}, "" // as git reads it; in Fleet it matches nothing
 	case strings.Contains(line, "/"):
 		return p, fmt.Sprintf(`%q: patterns are matched against names, not paths: write the name alone, NAME/* for a directory with all that is in it, or a %s in that directory`, line, ignoreFile)
 	}

@@ -11,18 +11,23 @@ type Problem struct {
 	File    string // path below the directory that was read; empty: the directory itself
 	Line    int    // 0: the file as a whole
 	Message string // says what to do
+	Warning bool   // the bundle is made all the same
 	err     error  // what Message is about, for errors.Is
 }
 
-// Error is "file:line: message".
+// Error is "file:line: message", and says so if it is a warning.
 func (p Problem) Error() string {
+	message := p.Message
+	if p.Warning {
+		message = "warning: " + message
+	}
 	switch {
 	case p.File == "":
-		return p.Message
+		return message
 	case p.Line == 0:
-		return p.File + ": " + p.Message
+		return p.File + ": " + message
 	}
-	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)
+	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, message)
 }
 
 // Unwrap returns the error that the problem is about, if there is one.
@@ -30,6 +35,29 @@ func (p Problem) Unwrap() error { return p.err }
 
 // Problems are all that is wrong with a directory, in the order of files and lines. As an error they are one problem a line.
 type Problems []Problem
+
+// Errors are the problems because of which a bundle is not made.
+func (ps Problems) Errors() Problems { return ps.only(false) }
+
+// Warnings are the problems with bundles that are made all the same.
+func (ps Problems) Warnings() Problems { return ps.only(true) }
+
+func (ps Problems) only(warnings bool) (out Problems) {
+	for _, p := range ps {
+		if p.Warning == warnings {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Err is the errors among the problems, or nil if there is none.
+func (ps Problems) Err() error {
+	if errs := ps.Errors(); len(errs) > 0 {
+		return errs
+	}
+	return nil
+}
 
 // Error is one problem a line.
 func (ps Problems) Error() string {

@@ -4,6 +4,7 @@ import (
 	"math"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 
 	"shoal.dev/shoal/bundlefmt"
@@ -53,6 +54,23 @@ func (f field) find(key string) (field, bool) {
 		return field{}, false
 	}
 	return f.fields[i], true
+}
+
+// fold is find; a key whose letters differ in case only will do, as where JSON is read by Go.
+func (f field) fold(key string) (field, bool) {
+	if s, ok := f.find(key); ok {
+		return s, true
+	}
+	i := slices.IndexFunc(f.fields, func(s field) bool { return strings.EqualFold(s.name, key) })
+	if i < 0 {
+		return field{}, false
+	}
+	return f.fields[i], true
+}
+
+// chooses says whether keys of the object choose clusters or bundles.
+func (f field) chooses() bool {
+	return slices.ContainsFunc(f.fields, func(s field) bool { return s.name == "matchLabels" || s.name == "clusterSelector" }) || f.name == "dependsOn"
 }
 
 // format is what a string must look like.

@@ -1,14 +1,16 @@
 // Package source turns directories into Bundles.
 //
 // A directory is what `fleet.yaml` users already have: a Helm chart, a kustomization or plain YAML, and a fleet.yaml (or
-// fleet.yml) with options. docs/bundle-reference.md says what the options mean. They are read strictly: an unknown key, or one
-// that has no effect where it stands, is an error that names file, line and what to do. Nothing is ignored silently, and all
-// problems are found at once (Problems).
+// fleet.yml) with options. docs/bundle-reference.md says what the options mean. Nothing is ignored silently, and all problems are
+// found at once: each names file, line and what to do. A key that Fleet ignores has no effect, and is a warning; where it is misspelt,
+// or without it more would be deployed, changed or deleted than was meant, it is an error. A bundle with an error is not made; the
+// others of the tree are.
 //
 // # Bundles in a tree
 //
 // Every directory below with an options file is a bundle; so is the root if any directory without one holds a .yaml or .yml file.
-// Hidden directories are not looked into.
+// Hidden directories are not looked into. Options.Paths read parts of a tree: each is a root of its own then, and all files of the
+// tree stay in reach.
 //
 // All files below the directory of a bundle become files of the bundle, except
 //
@@ -32,6 +34,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -51,26 +54,30 @@ type Options struct {
 	Base    string                  // what names made of paths begin with: the GitRepo's; default: the directory's
 	Charts  Charts                  // gets charts from elsewhere; nil: they are refused
 	Targets []v1alpha1.BundleTarget // which clusters a GitRepo is for; they also become restrictions
+	Paths   []string                // directories to look for bundles in, or patterns of them (multi/*/web); none: all
 }
 
-// Dir reads a directory that holds one bundle, at its root or below. An error names the bundles if there are several.
+// Found is a bundle, and where it is below the directory that was read.
+type Found struct {
+	Bundle *v1alpha1.Bundle
+	Dir    string // "." is the directory itself
+	File   string // with the options; empty: there is none
+}
+
+// Dir reads a directory that holds one bundle, at its root or below. An error names the bundles if there are several. Warnings are
+// dropped: Tree returns them.
 func Dir(ctx context.Context, dir string, o Options) (*v1alpha1.Bundle, error) {
-	t, err := open(dir, o)
+	found, ps, err := read(ctx, dir, o, true)
 	if err != nil {
 		return nil, err
 	}
-	defer t.root.Close()
-	out, found, err := t.build(ctx, true)
-	if len(out) != 1 && err == nil {
-		return nil, several(dir, found)
-	}
-	if err != nil {
+	if err := ps.Err(); err != nil {
 		return nil, err
 	}
-	return out[0], nil
+	return found[0].Bundle, nil
 }
 
-func several(dir string, found []place) error {
+func several(dir string, found []place) Problems {
 	var dirs []string
 	for _, p := range found {
 		if p.dir != "." {
@@ -84,19 +91,19 @@ func several(dir string, found []place) error {
 	return Problems{{Message: fmt.Sprintf("%s holds %d bundles: name the directory of one of them: %s%s", dir, len(found), strings.Join(dirs, ", "), more)}}
 }
 
-// Tree reads a directory and returns the bundles in it, sorted by path. With problems in some of them it returns the others,
-// and the problems of all as an error.
-func Tree(ctx context.Context, dir string, o Options) ([]*v1alpha1.Bundle, error) {
+// Tree reads a directory and returns the bundles in it, sorted by path, and the problems: a bundle with an error is left out, the
+// others are there. The error is about the directory as a whole.
+func Tree(ctx context.Context, dir string, o Options) ([]Found, Problems, error) {
+	return read(ctx, dir, o, o.Name != "")
+}
+
+func read(ctx context.Context, dir string, o Options, one bool) ([]Found, Problems, error) {
 	t, err := open(dir, o)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer t.root.Close()
-	out, found, err := t.build(ctx, o.Name != "")
-	if o.Name != "" && len(out) != 1 && err == nil {
-		return nil, several(dir, found)
-	}
-	return out, err
+	return t.build(ctx, dir, one)
 }
 
 // Driven reads the one bundle in the directory base below dir, with options from a file of any name in it or below. Nothing is
@@ -123,7 +130,7 @@ func Driven(ctx context.Context, dir, base, options string, o Options) (*v1alpha
 			return nil, problems(base, err)
 		}
 	}
-	b, err := t.bundle(ctx, p)
+	b, _, err := t.bundle(ctx, p)
 	if err != nil {
 		return nil, problems(base, err)
 	}
@@ -164,31 +171,48 @@ func open(dir string, o Options) (*tree, error) {
 // build makes the bundles of the tree, sorted by path. A root without options whose files turn out to belong to others is none.
 //
 // With one set it makes none if there are several.
-func (t *tree) build(ctx context.Context, one bool) ([]*v1alpha1.Bundle, []place, error) {
-	w := walker{root: t.root}
-	root, err := w.dir(".", 0)
+func (t *tree) build(ctx context.Context, dir string, one bool) ([]Found, Problems, error) {
+	roots, ps, err := t.roots()
 	if err != nil {
-		return nil, nil, problems("", err)
+		return nil, nil, err
 	}
-	slices.SortFunc(w.found, func(a, b place) int { return strings.Compare(a.dir, b.dir) })
-	found, ps := w.found, w.problems
-	if len(found) == 0 && len(ps) == 0 || root {
-		found = append(found, place{dir: "."}) // at the end: what others take from it is no file of its own
+	w := walker{root: t.root}
+	var plain []place // roots without options: they come last, since what others take from them is no file of theirs
+	for _, r := range roots {
+		known := len(w.found) + len(w.problems)
+		holds, err := w.dir(r, strings.Count(r, "/"))
+		if err != nil {
+			return nil, problems(r, err), nil
+		}
+		if holds || len(w.found)+len(w.problems) == known {
+			plain = append(plain, place{dir: r})
+		}
 	}
+	byPath := func(a, b place) int { return strings.Compare(a.dir, b.dir) }
+	slices.SortFunc(w.found, byPath)
+	w.found = slices.Compact(w.found)
+	ps = append(ps, w.problems...)
+	places := append(slices.Clone(w.found), plain...)
 	if one && len(w.found) > 1 {
-		return nil, found, nil
+		return nil, several(dir, places), nil
 	}
-	var out []*v1alpha1.Bundle
+	var out []Found
 	first := map[string]string{} // name → where
-	for _, p := range found {
-		b, err := t.bundle(ctx, p)
+	for _, p := range places {
+		b, warnings, err := t.bundle(ctx, p)
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
-		if err != nil {
-			if !(p.options == "" && len(found)+len(w.problems) > 1 && errors.Is(err, ErrEmpty)) {
-				ps = append(ps, problems(p.dir, err)...)
+		ps = append(ps, warnings...)
+		if errors.Is(err, ErrEmpty) && len(places)+len(w.problems) > 1 {
+			if p.options != "" {
+				ps = append(ps, Problem{File: path.Join(p.dir, p.options), Warning: true, err: ErrEmpty,
+					Message: "there is nothing to deploy in this directory: no bundle is made of it"})
 			}
+			continue
+		}
+		if err != nil {
+			ps = append(ps, problems(p.dir, err)...)
 			continue
 		}
 		where := path.Join(p.dir, p.options)
@@ -197,14 +221,49 @@ func (t *tree) build(ctx context.Context, one bool) ([]*v1alpha1.Bundle, []place
 			continue
 		}
 		first[b.Name] = where
-		if out = append(out, b); p.dir == "." && p.options == "" {
-			out = slices.Insert(out[:len(out)-1], 0, b)
+		f := Found{Bundle: b, Dir: p.dir}
+		if p.options != "" {
+			f.File = where
 		}
+		out = append(out, f)
 	}
-	if len(ps) > 0 {
-		return out, found, ps
+	slices.SortStableFunc(out, func(a, b Found) int { return strings.Compare(a.Dir, b.Dir) })
+	switch {
+	case len(out) == 0 && len(ps.Errors()) == 0:
+		ps = append(ps, empty())
+	case one && len(out) != 1 && len(ps.Errors()) == 0:
+		return nil, several(dir, places), nil
 	}
-	return out, found, nil
+	return out, ps, nil
+}
+
+// roots are the directories that bundles are looked for in.
+func (t *tree) roots() ([]string, Problems, error) {
+	if len(t.o.Paths) == 0 {
+		return []string{"."}, nil, nil
+	}
+	var roots []string
+	var ps Problems
+	for _, pattern := range t.o.Paths {
+		clean, err := inside(filepath.ToSlash(strings.TrimLeft(pattern, "/")))
+		if err != nil {
+			return nil, nil, fmt.Errorf("path %w", err)
+		}
+		matches, err := fs.Glob(t.root.FS(), clean)
+		if err != nil {
+			return nil, nil, fmt.Errorf("path %q is no pattern of directories: %w", pattern, err)
+		}
+		matches = slices.DeleteFunc(matches, func(m string) bool {
+			info, err := t.root.Stat(m)
+			return err != nil || !info.IsDir()
+		})
+		if len(matches) == 0 {
+			ps = append(ps, Problem{Message: fmt.Sprintf("path %q: there is no such directory", pattern)})
+		}
+		roots = append(roots, matches...)
+	}
+	slices.Sort(roots)
+	return slices.Compact(roots), ps, nil
 }
 
 func empty() Problem {

@@ -58,16 +58,40 @@ func Test2020(t *testing.T) {
 func TestTree(t *testing.T) {
 	cases.Run(t, "testdata/tree/*.txtar", func(t *testing.T, files []txtar.File) string {
 		dir := unpack(t, files)
-		found, err := source.Tree(t.Context(), dir, source.Options{Base: "repo"})
-		var out strings.Builder
-		if err != nil {
-			out.WriteString(message(err, dir))
-		}
-		for _, b := range found {
-			out.WriteString("---\n" + text(t, b))
-		}
-		return out.String()
+		return readTree(t, dir, source.Options{Base: "repo"})
 	})
+}
+
+// TestPaths runs testdata/paths/*.txtar: as TestTree, with the paths in the file PATHS.
+func TestPaths(t *testing.T) {
+	cases.Run(t, "testdata/paths/*.txtar", func(t *testing.T, files []txtar.File) string {
+		o := source.Options{Base: "repo"}
+		for _, f := range files {
+			if f.Name == "PATHS" {
+				o.Paths = strings.Fields(string(f.Data))
+			}
+		}
+		return readTree(t, unpack(t, files), o)
+	})
+}
+
+func readTree(t *testing.T, dir string, o source.Options) string {
+	found, ps, err := source.Tree(t.Context(), dir, o)
+	var out strings.Builder
+	if err != nil {
+		return message(err, dir)
+	}
+	for _, p := range ps {
+		if p.Warning {
+			out.WriteString(p.Error() + "\n")
+		} else {
+			out.WriteString(message(p, dir))
+		}
+	}
+	for _, f := range found {
+		out.WriteString("---\n" + text(t, f.Bundle))
+	}
+	return out.String()
 }
 
 // unpack writes files into a new directory.
@@ -85,11 +109,21 @@ func unpack(t *testing.T, files []txtar.File) string {
 
 func read(t *testing.T, dir string) string {
 	t.Helper()
-	b, err := source.Dir(t.Context(), dir, source.Options{})
+	found, ps, err := source.Tree(t.Context(), dir, source.Options{})
+	if err == nil {
+		err = ps.Err()
+	}
 	if err != nil {
 		return message(err, dir)
 	}
-	return text(t, b)
+	var out strings.Builder
+	for _, p := range ps {
+		out.WriteString(p.Error() + "\n")
+	}
+	if len(found) != 1 {
+		t.Fatalf("%d bundles", len(found))
+	}
+	return out.String() + text(t, found[0].Bundle)
 }
 
 // message is an error with one problem a line.
