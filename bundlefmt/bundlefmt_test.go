@@ -196,14 +196,14 @@ func TestSizes(t *testing.T) {
 	t.Logf("bundle of one small object: %d bytes raw, %d sealed", s.RawSize, s.Size)
 }
 
-// A cluster at every limit at once must still be ordered and heard.
+// A cluster with as many deployments as every version can carry, and everything else at its limit, must still be ordered and heard.
 func TestDocumentsAtTheLimitsFitAMessage(t *testing.T) {
 	t.Parallel()
 	l := DefaultLimits()
 	long := func(i int) string { return strings.Repeat("n", 60) + fmt.Sprintf("%03d", i) }
 	d := &Desired{Workspace: long(0), Cluster: long(0), Serial: MaxSerial, IssuedAt: issued, StaleAfter: issued}
 	r := Reported{Serial: MaxSerial, Trust: MaxSerial, At: issued, Stale: true, Facts: strings.Repeat("f", 32), Refused: &Refusal{Topic: strings.Repeat("t", 250), Reason: strings.Repeat("r", MaxMessage), At: issued, Count: 1 << 30}}
-	for i := range int(l.Entries) {
+	for i := range FewEntries {
 		d.Deployments = append(d.Deployments, Deployment{
 			Name: long(i), Serial: MaxSerial, Digest: Sum(nil), RawSize: l.RawSize, Size: l.BodySize, Parts: int(l.Parts), Group: long(i), Revision: strings.Repeat("r", MaxRevision),
 			Policy: Policy{Namespace: long(i), ForceNamespace: true, NoCreateNamespace: true, CorrectDrift: true, CorrectDriftForce: true, KeepResources: true, Paused: true, ReadyTimeoutSecond: maxReadyTimeout},
@@ -480,5 +480,95 @@ func TestObjectOf(t *testing.T) {
 	delete(v, "kind")
 	if _, err := ObjectOf(v); !errors.Is(err, ErrMalformed) {
 		t.Errorf("no kind: %v", err)
+	}
+}
+
+// many is an order of n deployments of ordinary size, and the report about them when all is well.
+func many(n, nameLength int) (*Desired, Reported) {
+	d := &Desired{Workspace: "stores", Cluster: "store-4711", Serial: 12345, IssuedAt: issued, StaleAfter: issued}
+	r := Reported{Serial: d.Serial, Document: Sum(nil), Reads: NewestDesired, Trust: 3, At: issued, Facts: strings.Repeat("f", 32)}
+	for i := range n {
+		name := fmt.Sprintf("%0*d", nameLength, i)
+		d.Deployments = append(d.Deployments, Deployment{
+			Name: name, Serial: 12000, Digest: Sum([]byte(name)), RawSize: 20_000, Size: 4_000, Parts: 1, Group: "stores", Revision: "generation-12",
+			Policy: Policy{Namespace: name, CorrectDrift: true, TakeOwnership: true},
+		})
+		r.Deployments = append(r.Deployments, DeploymentReport{
+			Name: name, Serial: 12000, Digest: Sum([]byte(name)), State: Ready, Ready: 12, Total: 12, Since: issued, AsOrdered: true,
+		})
+	}
+	return d, r
+}
+
+// 300 deployments are ordered and reported in one message each, with nothing lost; what does not fit is said by Fits before it is
+// signed, and what fits can be signed and reported at its worst.
+func TestManyDeployments(t *testing.T) {
+	t.Parallel()
+	l := DefaultLimits()
+	d, r := many(300, 20)
+	if err := d.Fits(l); err != nil {
+		t.Fatal(err)
+	}
+	msg, err := d.Sign(NewSigner(testKey("hub")), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := OpenDesired(msg, NewTrust(public("hub")), Audience{Workspace: "stores", Cluster: "store-4711"}, l); err != nil || cmp.Diff(d, got) != "" {
+		t.Errorf("opened to something else: %v", err)
+	}
+	b, err := r.Encode(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("300 deployments: desired %d bytes, report %d bytes", len(msg), len(b))
+	back, err := ParseReported(b, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(back.Deployments) != 300 || !back.Deployments[7].Digest.IsZero() || back.Deployments[7].Since.IsZero() || back.Deployments[7].Ready != 12 {
+		t.Errorf("got %+v", back.Deployments[7])
+	}
+	for _, length := range []int{4, 20, 40, 63} {
+		most := FewEntries
+		for ; ; most++ {
+			if d, _ := many(most+1, length); d.Fits(l) != nil {
+				break
+			}
+		}
+		d, r := many(most, length)
+		if _, err := d.Sign(NewSigner(testKey("hub")), l); err != nil {
+			t.Fatalf("%d names of %d bytes fit, but: %v", most, length, err)
+		}
+		for i := range r.Deployments { // all of them in trouble
+			x := &r.Deployments[i]
+			x.Digest, x.AsOrdered, x.State, x.Message = Sum(nil), false, Downloading, strings.Repeat("m", MaxMessage)
+			x.Ready, x.Total, x.NotReadyCount, x.ModifiedCount = 9999, 10000, 10000, 10000
+		}
+		r.Refused = &Refusal{Topic: strings.Repeat("t", 250), Reason: strings.Repeat("\x01", MaxMessage), At: issued, Count: 1 << 30}
+		if _, err := r.Encode(l); err != nil {
+			t.Fatalf("%d names of %d bytes fit, but: %v", most, length, err)
+		}
+		t.Logf("names of %d bytes: %d deployments fit", length, most)
+	}
+}
+
+// What has to go from a report goes in the order of its use: the digests that the hub knows and the findings before messages.
+func TestReportOfManyLosesLittle(t *testing.T) {
+	t.Parallel()
+	_, r := many(300, 20)
+	for i := range 40 {
+		r.Deployments[i].State, r.Deployments[i].Message = ErrApplied, "apply Deployment web/web: admission webhook denied the request"
+		r.Deployments[i].NotReady = slices.Repeat([]Finding{{Ref: Ref{Version: "v1", Kind: "Pod", Name: "web"}, Reason: strings.Repeat("r", 500)}}, 10)
+	}
+	b, err := r.Encode(DefaultLimits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := ParseReported(b, DefaultLimits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x := back.Deployments[3]; x.Message != r.Deployments[3].Message || x.NotReadyCount != 10 || len(x.NotReady) > 1 {
+		t.Errorf("got %+v", x)
 	}
 }

@@ -155,7 +155,8 @@ type wireDesired struct {
 
 // version is the oldest one that can carry the document: an older agent goes on with whatever asks for nothing new.
 func (w *wireDesired) version() uint64 {
-	if slices.ContainsFunc(w.Deployments, func(d wireDeployment) bool { return d.Policy.CorrectDriftStrict }) {
+	if len(w.Deployments)+len(w.Remove) > FewEntries ||
+		slices.ContainsFunc(w.Deployments, func(d wireDeployment) bool { return d.Policy.CorrectDriftStrict }) {
 		return 3
 	}
 	if len(w.Windows) == 0 &&
@@ -166,9 +167,9 @@ func (w *wireDesired) version() uint64 {
 	return 2
 }
 
-// Sign encodes and signs the document. It refuses what [OpenDesired] would refuse: nothing is signed that no agent takes.
-func (d *Desired) Sign(s Signer, l Limits) ([]byte, error) {
-	w := wireDesired{Workspace: d.Workspace, Cluster: d.Cluster, Serial: uint64(d.Serial), IssuedAt: unix(d.IssuedAt), StaleAfter: unix(d.StaleAfter), Windows: d.Windows}
+// wire is the document as it is encoded.
+func (d *Desired) wire() *wireDesired {
+	w := &wireDesired{Workspace: d.Workspace, Cluster: d.Cluster, Serial: uint64(d.Serial), IssuedAt: unix(d.IssuedAt), StaleAfter: unix(d.StaleAfter), Windows: d.Windows}
 	for _, x := range d.Deployments {
 		digest := x.Digest
 		w.Deployments = append(w.Deployments, wireDeployment{
@@ -180,14 +181,53 @@ func (d *Desired) Sign(s Signer, l Limits) ([]byte, error) {
 		w.Remove = append(w.Remove, wireRemoval{Name: x.Name, Serial: uint64(x.Serial), Keep: x.Keep, Confirmed: x.Confirmed})
 	}
 	w.Version = w.version()
+	return w
+}
+
+// Sign encodes and signs the document. It refuses what [OpenDesired] would refuse: nothing is signed that no agent takes.
+func (d *Desired) Sign(s Signer, l Limits) ([]byte, error) {
+	w := d.wire()
 	if _, err := w.open(l); err != nil {
 		return nil, fmt.Errorf("sign desired document: %w", err)
 	}
-	msg, err := sign(s, TypeDesired, w)
+	msg, err := sign(s, TypeDesired, *w)
 	if err != nil {
 		return nil, err
 	}
 	return msg, atMost("desired document", int64(len(msg)), l.PartSize)
+}
+
+// envelopeSize is more than what signing adds to a payload.
+const envelopeSize = 160
+
+// Fits returns a [LimitError] if the document is too large: for one message, or for a report about all that it names and others
+// beside, the deployments that the cluster has although the document does not name them. A document that fits can be signed, and
+// what becomes of it can be reported.
+func (d *Desired) Fits(l Limits, others ...string) error {
+	if err := atMost("number of deployments and removals", int64(len(d.Deployments)+len(d.Remove)), l.Entries); err != nil {
+		return err
+	}
+	payload, err := encMode.Marshal(d.wire())
+	if err != nil {
+		return fmt.Errorf("encode desired document: %w", err)
+	}
+	if err := atMost("size of the desired document in bytes", int64(len(payload))+envelopeSize, l.PartSize); err != nil {
+		return err
+	}
+	if len(d.Deployments)+len(d.Remove)+len(others) <= FewEntries {
+		return nil // its report fits whatever the names
+	}
+	report := int64(reportHead)
+	for _, x := range d.Deployments {
+		report += reportEntry(x.Name, d.Serial)
+	}
+	for _, x := range d.Remove {
+		report += reportEntry(x.Name, d.Serial)
+	}
+	for _, n := range others {
+		report += reportEntry(n, d.Serial)
+	}
+	return atMost("size of a report about all deployments in bytes", report, l.PartSize)
 }
 
 // Audience is who a reader is and what it has applied already.

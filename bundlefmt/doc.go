@@ -47,11 +47,14 @@
 //	1  2026-11-22  first form
 //	2  2026-11-22  index: handling (hooks, site values, compare patches, conditions, health rules, labels of the namespace);
 //	               desired: windows, confirmed removals, policy fields 9 to 19
-//	3  2026-11-27  desired: policy field 21 (20 was never used)
+//	3  2026-11-27  desired: policy field 21 (20 was never used), more than 128 deployments and removals; reported: more than 128 deployments
 package bundlefmt
 
 // Version is the format version that this package writes; its history is in the package comment.
 const Version = 3
+
+// NewestDesired is the last version that changed desired documents. An agent reports it: see [Reported.Reads].
+const NewestDesired = 3
 
 // Content types, carried in the signed header of binary messages and as the MQTT content type of all.
 const (

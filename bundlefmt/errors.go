@@ -33,8 +33,11 @@ func atMost(what string, got, limit int64) error {
 	return nil
 }
 
-// Limits are part of the format: both sides enforce them, before anything of that size is allocated. With the defaults a
-// desired document and a report always fit one message: the number of entries is chosen so.
+// FewEntries is how many deployments and removals a desired document before version 3, and a report before version 3, may hold. A
+// report about so few always fits one message; of more, [Desired.Fits] tells.
+const FewEntries = 128
+
+// Limits are part of the format: both sides enforce them, before anything of that size is allocated.
 type Limits struct {
 	PartSize int64 // bytes of one message, and of every document
 	Parts    int64 // parts of one bundle
@@ -43,7 +46,7 @@ type Limits struct {
 	Objects  int64 // objects in one bundle
 	Object   int64 // bytes of one object
 	Depth    int64 // nesting inside an object
-	Entries  int64 // deployments and removals together in one desired document
+	Entries  int64 // deployments and removals together in one desired document; the size of the message may allow fewer
 }
 
 // DefaultLimits fit every broker in the protocol document and a small edge box.
@@ -56,6 +59,6 @@ func DefaultLimits() Limits {
 		Objects:  10_000,
 		Object:   1 << 20,
 		Depth:    64,
-		Entries:  128,
+		Entries:  512,
 	}
 }

@@ -48,8 +48,10 @@ func Worst(states ...State) State {
 // Reported is where each deployment of a cluster stands: retained, JSON, written by the agent.
 type Reported struct {
 	Version     int                `json:"version"`
-	Serial      Serial             `json:"serial"`          // of the desired document last accepted; 0: none yet
-	Trust       Serial             `json:"trust,omitempty"` // of the trust document in force
+	Serial      Serial             `json:"serial"`            // of the desired document last accepted; 0: none yet
+	Document    Digest             `json:"document,omitzero"` // of that document's message: two documents with one serial are told apart by it
+	Reads       int                `json:"reads,omitempty"`   // newest version of desired documents that the agent reads; 0: not said, at least 1
+	Trust       Serial             `json:"trust,omitempty"`   // of the trust document in force
 	At          time.Time          `json:"at"`
 	Stale       bool               `json:"stale,omitempty"`
 	Facts       string             `json:"facts,omitempty"`   // hash of the facts document
@@ -65,7 +67,8 @@ type Refusal struct {
 	Count  int       `json:"count"` // how often since the agent started
 }
 
-// DeploymentReport is one deployment on one cluster.
+// DeploymentReport is one deployment on one cluster. In a report about more than [FewEntries] a Digest or a Since may be left out:
+// they are zero then. A digest that is left out although the serial is not 0 is the one that the hub ordered under that serial.
 type DeploymentReport struct {
 	Name     string    `json:"name"`
 	Serial   Serial    `json:"serial"` // of the release that was applied last; 0: none yet
@@ -80,13 +83,15 @@ type DeploymentReport struct {
 	// Counts of all findings; the lists above hold at most MaxFindings.
 	NotReadyCount int `json:"notReadyCount,omitempty"`
 	ModifiedCount int `json:"modifiedCount,omitempty"`
+
+	AsOrdered bool `json:"-"` // Digest is the one ordered under Serial by the document in force: it need not be said
 }
 
 // MaxFindings bounds the lists in a report; the counts beside them are of everything.
 const MaxFindings = 10
 
 // newestReport is the last version that changed a report.
-const newestReport = 1
+const newestReport = 3
 
 // MaxMessage bounds a message or a reason, in bytes. What is longer is cut, by the writer and by the reader.
 const MaxMessage = 1024
@@ -142,23 +147,35 @@ type PartRequest struct {
 	Parts      []int  `json:"parts"`
 }
 
-// Encode writes the report so that it fits one message: a report that is too large loses its findings, then its
-// messages, never a deployment or a count.
+// Encode writes the report so that it fits one message. What is too large loses findings first, then long messages, then all
+// messages, then since when and of which bundle; never a deployment or a count. See [Desired.Fits].
 func (r Reported) Encode(l Limits) ([]byte, error) {
 	var size int64
-	r.Version = newestReport
 	r.At = r.At.UTC().Truncate(time.Second)
-	for _, shrink := range []func(*DeploymentReport){
+	write, steps := encodeFew, []func(*DeploymentReport){
 		tidy,
 		func(d *DeploymentReport) { d.NotReady, d.Modified = first(d.NotReady, 1), first(d.Modified, 1) },
 		func(d *DeploymentReport) { d.NotReady, d.Modified = nil, nil },
 		func(d *DeploymentReport) { d.Message = "" },
-	} {
+	}
+	if len(r.Deployments) > FewEntries {
+		write = encodeMany
+		steps = append(slices.Insert(steps, 3, func(d *DeploymentReport) { clip(&d.Message, 100) }),
+			func(d *DeploymentReport) { d.Since = time.Time{} },
+			func(d *DeploymentReport) { d.AsOrdered = true },
+		)
+		if r.Refused != nil {
+			refused := *r.Refused
+			clip(&refused.Reason, 200)
+			r.Refused = &refused
+		}
+	}
+	for _, shrink := range steps {
 		r.Deployments = slices.Clone(r.Deployments)
 		for i := range r.Deployments {
 			shrink(&r.Deployments[i])
 		}
-		b, err := json.Marshal(r)
+		b, err := write(r)
 		if err != nil {
 			return nil, fmt.Errorf("encode report: %w", err)
 		}
@@ -167,6 +184,46 @@ func (r Reported) Encode(l Limits) ([]byte, error) {
 		}
 	}
 	return nil, &LimitError{What: "size of a report without findings and messages", Limit: l.PartSize, Got: size}
+}
+
+// encodeFew is the form of reports that every hub reads.
+func encodeFew(r Reported) ([]byte, error) {
+	r.Version = 1
+	return json.Marshal(r)
+}
+
+// encodeMany is the form that leaves out what the hub knows.
+func encodeMany(r Reported) ([]byte, error) {
+	type short struct {
+		DeploymentReport
+		Digest *Digest    `json:"digest,omitempty"`
+		Since  *time.Time `json:"since,omitempty"`
+	}
+	out := struct {
+		Reported
+		Deployments []short `json:"deployments"`
+	}{Reported: r}
+	out.Version = 3
+	for i := range r.Deployments {
+		d := short{DeploymentReport: r.Deployments[i]}
+		if !d.AsOrdered && d.Serial > 0 {
+			d.Digest = &r.Deployments[i].Digest
+		}
+		if !r.Deployments[i].Since.IsZero() {
+			d.Since = &r.Deployments[i].Since
+		}
+		out.Deployments = append(out.Deployments, d)
+	}
+	return json.Marshal(out)
+}
+
+// reportHead is more than a report takes beside its deployments when it has to be short.
+const reportHead = 2048
+
+// reportEntry is the most that a deployment takes in a report that has to be short.
+func reportEntry(name string, serial Serial) int64 {
+	const form = `{"name":"","serial":,"state":"Downloading","ready":10000,"total":10000,"notReadyCount":10000,"modifiedCount":10000},`
+	return int64(len(form) + len(name) + len(serial.String()))
 }
 
 // tidy holds a report to what ParseReported accepts.
@@ -216,11 +273,11 @@ func ParseReported(b []byte, l Limits) (*Reported, error) {
 	if r.Version < 1 {
 		return nil, fmt.Errorf("report: %w: no format version", ErrMalformed)
 	}
+	if err := r.checkVersion(l); err != nil {
+		return nil, fmt.Errorf("report: %w", err)
+	}
 	if r.Serial > MaxSerial || r.Trust > MaxSerial {
 		return nil, fmt.Errorf("report: %w: serial above %d", ErrMalformed, MaxSerial)
-	}
-	if err := atMost("number of deployments", int64(len(r.Deployments)), l.Entries); err != nil {
-		return nil, err
 	}
 	if r.Refused != nil {
 		clip(&r.Refused.Reason, MaxMessage)
@@ -241,6 +298,18 @@ func ParseReported(b []byte, l Limits) (*Reported, error) {
 		d.clip()
 	}
 	return &r, nil
+}
+
+// checkVersion: only what is about many deployments has the form of version 3.
+func (r *Reported) checkVersion(l Limits) error {
+	n := int64(len(r.Deployments))
+	if r.Version == 1 {
+		return atMost("number of deployments", n, min(l.Entries, FewEntries))
+	}
+	if r.Version != newestReport || n <= FewEntries {
+		return fmt.Errorf("%w: a report about %d deployments, marked %d", ErrMalformed, n, r.Version)
+	}
+	return atMost("number of deployments", n, l.Entries)
 }
 
 // check holds numbers to what can be added up over a fleet.

@@ -197,7 +197,7 @@ func decode(payload []byte, v any, newest uint64) error {
 // newestOf is the last version that changed what is signed under a content type.
 func newestOf(contentType string) uint64 {
 	if contentType == TypeDesired {
-		return 3
+		return NewestDesired
 	}
 	return 1
 }

@@ -163,12 +163,11 @@ func TestWipedBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.start()
-	s.desired = nil
 	s.up()
-	after := s.waitDesired("runs both again", runs("a", "b"))
-	if after.Serial <= before.Serial {
-		t.Errorf("serial went from %d to %d: agents would refuse it", before.Serial, after.Serial)
-	}
+	s.report(bundlefmt.Ready) // before that nobody knows where it is
+	after := s.waitDesired("runs both again, above the serial that it has", func(d *bundlefmt.Desired) bool {
+		return d.Serial > before.Serial && runs("a", "b")(d)
+	})
 	if len(after.Remove) != 0 {
 		t.Errorf("removes %v", after.Remove)
 	}
@@ -587,6 +586,7 @@ func TestForgedOrder(t *testing.T) {
 	h.plant(topics.Default.Desired(s.id), msg)
 	h.start()
 	s.up()
+	s.report(bundlefmt.Ready)
 	b := configMap("a", "1")
 	b.Spec.Targets = everywhere()
 	h.create(b)

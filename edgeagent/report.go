@@ -167,7 +167,13 @@ func (s *site) publish(now time.Time) {
 // reported is where everything stands.
 func (s *site) reported(now time.Time) bundlefmt.Reported {
 	rep := bundlefmt.Reported{
-		Serial: s.floor.Desired, Trust: s.floor.Trust, At: now.UTC(), Stale: s.stale(now), Facts: s.facts.hash, Refused: s.say.refused,
+		Serial: s.floor.Desired, Document: s.floor.Document, Reads: bundlefmt.NewestDesired, Trust: s.floor.Trust, At: now.UTC(), Stale: s.stale(now), Facts: s.facts.hash, Refused: s.say.refused,
+	}
+	ordered := map[string]bundlefmt.Deployment{}
+	if s.desired != nil {
+		for _, d := range s.desired.Deployments {
+			ordered[d.Name] = d
+		}
 	}
 	for name, l := range s.local {
 		rec, recorded := s.records[name]
@@ -177,6 +183,7 @@ func (s *site) reported(now time.Time) bundlefmt.Reported {
 		d := bundlefmt.DeploymentReport{Name: name, State: l.standing.state, Message: l.standing.message, Since: l.standing.since}
 		if rec.Applied != nil {
 			d.Serial, d.Digest = rec.Applied.Serial, rec.Applied.Digest
+			d.AsOrdered = ordered[name].Serial == d.Serial && ordered[name].Digest == d.Digest
 		}
 		if st := l.status; st != nil {
 			d.Total, d.Ready = st.Total, st.Ready

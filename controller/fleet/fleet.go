@@ -34,16 +34,34 @@ type Member struct {
 	Message  []byte             // Ordered as it was signed
 	SentAt   time.Time          // when Message was last published by this hub; zero: not since it started
 	Reported *bundlefmt.Reported
+	Heard    bool // the cluster itself has reported since the hub started: Reported is no message of before
 	Facts    *bundlefmt.Facts
 	Assigned map[string]publish.Assignment
-	Problem  Problem // why nothing can be ordered for it
+	Problem  Problem           // why nothing can be ordered for it
+	LeftOut  map[string]string // why deployments are not ordered as they are assigned, although others are
 
 	Link      Link
 	LinkSince time.Time
 	Agent     string // version
 	nonce     string
+	drafts    []draft   // documents that Ordered has replaced under its own number
 	heard     time.Time // last live message
 	asked     time.Time // last time a report was asked for
+}
+
+// draft is a document that was published while its cluster was silent, and replaced under the same number.
+type draft struct {
+	ordered *bundlefmt.Desired
+	message []byte
+}
+
+// Records are what is known of the cluster's documents, apart from what the API has on record.
+func (m Member) Records() publish.Records {
+	r := publish.Records{Ordered: m.Ordered, Reported: m.Reported, Heard: m.Heard, Online: m.Link == Online}
+	if m.Ordered != nil {
+		r.Message = bundlefmt.Sum(m.Message)
+	}
+	return r
 }
 
 // Entry finds a deployment in the document in force.
@@ -67,7 +85,11 @@ func (m Member) Report(name string) (bundlefmt.DeploymentReport, bool) {
 	if i < 0 {
 		return bundlefmt.DeploymentReport{}, false
 	}
-	return m.Reported.Deployments[i], true
+	r := m.Reported.Deployments[i]
+	if e, ok := m.Entry(name); ok && r.Digest.IsZero() && r.Serial == e.Serial {
+		r.Digest = e.Digest // left out because we know it
+	}
+	return r, true
 }
 
 // Options of a View.
@@ -154,7 +176,10 @@ func (v *View) hear(c topics.Cluster, t topics.Topic, m mqtt.Message, now time.T
 		}
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		v.member(c).Reported = r
+		x := v.member(c)
+		x.Reported = r
+		x.Heard = x.Heard || !m.Retain
+		x.settleDraft()
 		v.alive(c, m.Retain, now)
 		return true, nil
 	case topics.Event:
@@ -176,6 +201,19 @@ func (v *View) hear(c topics.Cluster, t topics.Topic, m mqtt.Message, now time.T
 		return true, nil
 	}
 	return false, nil
+}
+
+// settleDraft: the document in force is the one that the cluster has got, of those that were published under its number.
+func (m *Member) settleDraft() {
+	if m.Ordered == nil || m.Reported.Serial != m.Ordered.Serial {
+		return
+	}
+	for _, d := range m.drafts {
+		if bundlefmt.Sum(d.message) == m.Reported.Document {
+			m.Ordered, m.Message = d.ordered, d.message
+		}
+	}
+	m.drafts = nil
 }
 
 // presence takes in a birth or a Will. A Will of a connection that is not the current one is late: ignored.
@@ -243,6 +281,11 @@ func (v *View) Sent(c topics.Cluster, d *bundlefmt.Desired, msg []byte, now time
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	m := v.member(c)
+	if m.Ordered == nil || m.Ordered.Serial != d.Serial {
+		m.drafts = nil
+	} else if m.Ordered != d {
+		m.drafts = append(m.drafts, draft{m.Ordered, m.Message})
+	}
 	m.Ordered, m.Message, m.SentAt = d, msg, now
 	for name, a := range m.Assigned {
 		gone := !slices.ContainsFunc(d.Remove, func(r bundlefmt.Removal) bool { return r.Name == name })
@@ -270,6 +313,18 @@ func (v *View) Block(c topics.Cluster, p Problem) {
 	m := v.member(c)
 	changed := m.Problem != p
 	m.Problem = p
+	v.mu.Unlock()
+	if changed {
+		v.o.Changed(c)
+	}
+}
+
+// LeaveOut records for which deployments a cluster has no room, and tells about it if that is new. The map is kept.
+func (v *View) LeaveOut(c topics.Cluster, why map[string]string) {
+	v.mu.Lock()
+	m := v.member(c)
+	changed := !maps.Equal(m.LeftOut, why)
+	m.LeftOut = why
 	v.mu.Unlock()
 	if changed {
 		v.o.Changed(c)

@@ -20,7 +20,11 @@ type Status struct {
 
 // Problem is why nothing can be ordered for a cluster: Reason is one word for a condition, Message says what to do. The zero value
 // is none.
-type Problem struct{ Reason, Message string }
+type Problem struct {
+	Reason, Message string
+	// Conflict: hub and cluster do not mean the same by a document. What the cluster reports is not about what the hub has ordered.
+	Conflict bool
+}
 
 // Release is what the cluster was told to run of a bundle, or is about to be told.
 func (m Member) Release(name string) rollout.Release {
@@ -50,7 +54,7 @@ func (m Member) applied(name string) (bundlefmt.DeploymentReport, bool) {
 // Available says whether the release that the cluster is to run is ordered, applied and healthy, as far as the cluster has said.
 func (m Member) Available(name string) bool {
 	r, ok := m.applied(name)
-	return ok && m.Release(name).Equal(m.ordered(name)) && (r.State == bundlefmt.Ready || r.State == bundlefmt.Modified)
+	return ok && !m.Problem.Conflict && m.Release(name).Equal(m.ordered(name)) && (r.State == bundlefmt.Ready || r.State == bundlefmt.Modified)
 }
 
 // Away says that the cluster has no link, or never had one, and has said nothing since it was told to run what is wanted, if it was:
@@ -78,19 +82,22 @@ func (m Member) Status(name string) Status {
 	a := m.Assigned[name]
 	_, ordered := m.Entry(name)
 	r, done := m.applied(name)
+	if m.Problem.Conflict {
+		return m.conflict(r)
+	}
 	s := Status{v1alpha1.State(r.State), r.Message, r.Since}
 	switch {
 	case a.Failed:
 		return Status{v1alpha1.StateErrRendered, a.Wait, r.Since}
 	case !ordered:
-		return Status{v1alpha1.StatePending, m.waits(a.Wait), m.LinkSince}
+		return Status{v1alpha1.StatePending, m.waits(name), m.LinkSince}
 	case !done:
 		s.State, s.Message = waiting(r.State), m.waitMessage(r)
 	}
-	behind, blocked := m.behind(name), m.Problem.Message
+	behind, blocked := m.behind(name), cmp.Or(m.LeftOut[name], m.Problem.Message)
 	switch {
 	case behind && s.State == v1alpha1.StateReady:
-		s.State, s.Message = v1alpha1.StateOutOfSync, m.waits(a.Wait)
+		s.State, s.Message = v1alpha1.StateOutOfSync, m.waits(name)
 	case blocked != "" && s.State == v1alpha1.StateWaitApplied: // the cluster says nothing of it because it cannot get it
 		s.Message = blocked
 	case blocked != "" && behind:
@@ -99,9 +106,14 @@ func (m Member) Status(name string) Status {
 	return s
 }
 
+// conflict is where a deployment is while nobody knows whether what the cluster reports is what the hub has ordered.
+func (m Member) conflict(r bundlefmt.DeploymentReport) Status {
+	return Status{v1alpha1.StateHeld, m.Problem.Message, r.Since}
+}
+
 // waits says why what is wanted is not ordered.
-func (m Member) waits(why string) string {
-	return cmp.Or(why, m.Problem.Message, "the newest release is not ordered yet")
+func (m Member) waits(name string) string {
+	return cmp.Or(m.Assigned[name].Wait, m.LeftOut[name], m.Problem.Message, "the newest release is not ordered yet")
 }
 
 // Removal is where the removal of a deployment is, and whether there is one: it is wanted or ordered, and the cluster has not said
@@ -111,6 +123,8 @@ func (m Member) Removal(name string) (Status, bool) {
 	r, reported := m.Report(name)
 	_, runs := m.Entry(name)
 	switch {
+	case m.Problem.Conflict && (a.Remove || m.Removes(name)) && (runs || reported):
+		return m.conflict(r), true
 	case a.Remove && a.Wait != "" && (runs || reported):
 		return Status{v1alpha1.StateHeld, a.Wait, r.Since}, true
 	case m.Removes(name):

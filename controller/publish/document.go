@@ -29,27 +29,32 @@ func (a Assignment) Equal(b Assignment) bool {
 
 // DocumentInput is all that a cluster's next desired document depends on.
 type DocumentInput struct {
-	Ordered  *bundlefmt.Desired  // the document in force; nil: none known
+	Ordered  *bundlefmt.Desired  // the document in force; nil: none known. See Records.Agree
 	Reported *bundlefmt.Reported // the newest report; nil: none known
 	Assigned map[string]Assignment
 	Windows  []bundlefmt.Window
 	Confirm  []string                // removals of which somebody has seen how much goes
 	InGroup  func(group string) bool // whether the cluster is still in a group
 	Sealed   func(bundlefmt.Digest) (bundlefmt.Sealed, bool)
+	Exists   func(bundle string) bool // nil: all do
+	Limits   bundlefmt.Limits
 	Serial   bundlefmt.Serial // of the next document
 	Now      time.Time
 	TTL      time.Duration // how long until the site calls the document stale; 0: never
 }
 
 // Document makes the next desired document and says whether it differs from the one in force. What is not assigned stays as
-// it was ordered: a hub that does not know (yet) changes nothing. An entry keeps its serial while release and policy stay,
-// so that a document with a new serial restarts nothing.
-func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
+// it was ordered: a hub that does not know (yet) changes nothing. What was ordered by a bundle that does not exist (any more) is left
+// out, which removes nothing: the cluster reports it as Orphaned. An entry keeps its serial while release and policy stay,
+// so that a document with a new serial restarts nothing. left says why deployments are not in it as they should be: see fit.
+func Document(in DocumentInput) (next *bundlefmt.Desired, news bool, left map[string]string) {
 	deployments := map[string]bundlefmt.Deployment{}
 	removals := map[string]bundlefmt.Removal{}
 	if in.Ordered != nil {
 		for _, d := range in.Ordered.Deployments {
-			deployments[d.Name] = d
+			if _, ok := in.Assigned[d.Name]; ok || in.Exists == nil || in.Exists(d.Name) {
+				deployments[d.Name] = d
+			}
 		}
 		for _, r := range in.Ordered.Remove {
 			if !removed(r.Name, r.Serial, in.Reported) {
@@ -77,7 +82,7 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 			deployments[name] = d
 		}
 	}
-	next := &bundlefmt.Desired{Windows: in.Windows, Serial: in.Serial, IssuedAt: in.Now}
+	next = &bundlefmt.Desired{Windows: in.Windows, Serial: in.Serial, IssuedAt: in.Now}
 	if in.TTL > 0 {
 		next.StaleAfter = in.Now.Add(in.TTL)
 	}
@@ -90,12 +95,13 @@ func Document(in DocumentInput) (*bundlefmt.Desired, bool) {
 		r.Confirmed = r.Confirmed || slices.Contains(in.Confirm, n)
 		next.Remove = append(next.Remove, r)
 	}
+	left = in.fit(next)
 	if in.Ordered == nil {
-		return next, true
+		return next, true, left
 	}
 	same := slices.EqualFunc(next.Deployments, in.Ordered.Deployments, bundlefmt.Deployment.Equal) && slices.Equal(next.Windows, in.Ordered.Windows) && slices.Equal(next.Remove, in.Ordered.Remove)
 	renew := in.TTL > 0 && (in.Ordered.StaleAfter.IsZero() || in.Now.After(in.Ordered.StaleAfter.Add(-in.TTL/2)))
-	return next, !same || renew
+	return next, !same || renew, left
 }
 
 // entry is the assignment as a deployment; old is the one in force, if any.
@@ -117,14 +123,15 @@ func (in DocumentInput) entry(name string, a Assignment, old bundlefmt.Deploymen
 	return d, true
 }
 
-// Missing names assigned releases that the document does not hold, because they are not sealed any more.
-func Missing(d *bundlefmt.Desired, assigned map[string]Assignment) []string {
+// Missing names assigned releases that the document does not hold, because they are not sealed any more; those for which there was no
+// room are not among them.
+func Missing(d *bundlefmt.Desired, assigned map[string]Assignment, left map[string]string) []string {
 	var names []string
 	for name, a := range assigned {
 		there := slices.ContainsFunc(d.Deployments, func(x bundlefmt.Deployment) bool {
 			return x.Name == name && a.Release.Equal(rollout.Release{Digest: x.Digest, Policy: x.Policy})
 		})
-		if !a.Remove && !a.Release.IsZero() && !there {
+		if !a.Remove && !a.Release.IsZero() && !there && left[name] == "" {
 			names = append(names, name)
 		}
 	}

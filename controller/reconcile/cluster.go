@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -28,8 +29,12 @@ import (
 	"shoal.dev/shoal/topics"
 )
 
-// Resume, on a Cluster, ends a serial conflict: its value is the reported serial that the status names.
+// Resume, on a Cluster, is the consent that ends a conflict: what the hub wants is ordered, whatever the site follows. Its value is
+// the number that the status names.
 const Resume = "shoal.dev/resume"
+
+// SerialInvalid is the reason while the number that the API has on record cannot be one.
+const SerialInvalid = "SerialInvalid"
 
 const (
 	// again is how long a cluster with a link may leave a document unconfirmed before it is published once more.
@@ -106,7 +111,6 @@ func unconfirmed(m fleet.Member) bool {
 const (
 	reasonStarting  = "HubStarting"
 	reasonUnlooked  = "BundleNotLookedAt"
-	reasonConflict  = "SerialConflict"
 	reasonWindow    = "InvalidWindow"
 	reasonReserve   = "SerialNotWritten"
 	reasonTooLarge  = "DocumentTooLarge"
@@ -127,36 +131,33 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 		return failing(reasonPublish, err)
 	}
 	m := h.View.Get(id)
-	floor := h.floors.get(id, bundlefmt.Serial(cl.Status.DesiredSerial))
-	if m.Ordered != nil {
-		floor = max(floor, m.Ordered.Serial)
-	}
-	if m.Reported != nil && m.Reported.Serial > floor {
-		if cl.Annotations[Resume] != m.Reported.Serial.String() {
-			return fleet.Problem{Reason: reasonConflict, Message: fmt.Sprintf("conflict: the cluster is at document %d, the hub only knows of %d (restored from an old backup?); nothing is published until you resume: kubectl -n %s annotate --overwrite clusters.shoal.dev %s %s=%d",
-				m.Reported.Serial, floor, id.Workspace, id.Name, Resume, m.Reported.Serial)}, nil
-		}
-		floor = m.Reported.Serial
+	ground, blocked, err := h.ground(ctx, id, cl, m)
+	if err != nil || blocked.Reason != "" {
+		return blocked, err
 	}
 	if wrong != nil {
-		if m.Ordered == nil {
+		if ground.Base == nil {
 			return fleet.Problem{Reason: reasonWindow, Message: wrong.Error() + "; until that is corrected nothing is ordered: the cluster must not be changed outside of its windows"}, nil
 		}
-		open = m.Ordered.Windows
+		open = ground.Base.Windows
 	}
 	now := time.Now()
-	doc, news := publish.Document(publish.DocumentInput{
+	doc, news, left := publish.Document(publish.DocumentInput{
 		Windows: open, Confirm: confirmedRemovals(cl, m),
-		Ordered: m.Ordered, Reported: m.Reported, Assigned: m.Assigned, Sealed: h.Publisher.Sealed, Serial: floor + 1, Now: now, TTL: h.StaleAfter,
+		Ordered: ground.Base, Reported: m.Reported, Assigned: m.Assigned, Sealed: h.Publisher.Sealed, Serial: ground.Serial, Now: now, TTL: h.StaleAfter,
 		InGroup: func(g string) bool { return g == topics.All || h.InGroup(id, g) },
+		Exists:  func(bundle string) bool { return h.bundleExists(ctx, id.Workspace, bundle) },
+		Limits:  bundlefmt.DefaultLimits(),
 	})
 	doc.Workspace, doc.Cluster = id.Workspace, id.Name
+	h.View.LeaveOut(id, left)
+	news = news || ground.Resumed
 	if news {
 		if blocked, err := h.publish(ctx, id, cl, doc); err != nil || blocked.Reason != "" {
 			return blocked, err
 		}
 	}
-	if missing := publish.Missing(doc, m.Assigned); len(missing) > 0 {
+	if missing := publish.Missing(doc, m.Assigned, left); len(missing) > 0 {
 		for _, name := range missing {
 			h.bundles.add(id.Workspace, name, coalesce)
 		}
@@ -176,7 +177,8 @@ func (h *Hub) order(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster
 
 // publish makes doc the document in force.
 func (h *Hub) publish(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster, doc *bundlefmt.Desired) (fleet.Problem, error) {
-	// The number is written down before it is used: a broker that loses everything must not make it go back.
+	// The number is written down before it is used: a broker that loses everything must not make it go back. Without it in the API a
+	// later hub would take the document for one of a newer API: see publish.Records.
 	if err := h.reserve(ctx, id, cl, doc.Serial); err != nil {
 		return failing(reasonReserve, err)
 	}
@@ -188,6 +190,7 @@ func (h *Hub) publish(ctx context.Context, id topics.Cluster, cl *v1alpha1.Clust
 	if err != nil {
 		return failing(reasonPublish, err)
 	}
+	h.floors.publish(id)
 	h.View.Sent(id, doc, msg, now)
 	h.Log.Info().Str("cluster", id.String()).Uint64("serial", uint64(doc.Serial)).Int("deployments", len(doc.Deployments)).Int("remove", len(doc.Remove)).Int("bytes", len(msg)).Msg("desired document published")
 	h.Changed(id)
@@ -245,7 +248,58 @@ func (h *Hub) settleRemoval(ctx context.Context, cl *v1alpha1.Cluster, m fleet.M
 	return nil
 }
 
+// ground compares what API, broker and cluster say of its documents. The problem is why nothing may be ordered.
+func (h *Hub) ground(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster, m fleet.Member) (publish.Ground, fleet.Problem, error) {
+	r := m.Records()
+	var ordered, reported bundlefmt.Serial
+	if r.Ordered != nil {
+		ordered = r.Ordered.Serial
+	}
+	if r.Reported != nil {
+		reported = r.Reported.Serial
+	}
+	serial := cl.Status.DesiredSerial
+	if serial >= 0 && h.floors.get(id, bundlefmt.Serial(serial)) < ordered {
+		// Nothing was written down by this process yet, and the cache may be behind: such a thing is not said before it was read.
+		var now v1alpha1.Cluster
+		if err := h.Direct.Get(ctx, client.ObjectKeyFromObject(cl), &now); err != nil {
+			blocked, err := failing(reasonReserve, fmt.Errorf("read the serial written down last: %w", err))
+			return publish.Ground{}, blocked, err
+		}
+		serial = now.Status.DesiredSerial
+	}
+	if serial < 0 || serial >= int64(bundlefmt.MaxSerial) {
+		return publish.Ground{}, fleet.Problem{Reason: SerialInvalid, Message: fmt.Sprintf(
+			"status.desiredSerial is %d, which is no number of a document that another can follow; nothing is ordered until you correct it: kubectl -n %s patch clusters.shoal.dev %s --subresource=status --type=merge -p '{\"status\":{\"desiredSerial\":%d}}'",
+			serial, id.Workspace, id.Name, max(h.floors.get(id, 0), ordered, reported))}, nil
+	}
+	r.API, r.Resume, r.Unused = h.floors.get(id, bundlefmt.Serial(serial)), cl.Annotations[Resume], h.floors.unused(id)
+	ground, conflict := r.Agree()
+	if conflict == nil {
+		return *ground, fleet.Problem{}, nil
+	}
+	p := fleet.Problem{Reason: conflict.Reason, Message: conflict.Message, Conflict: conflict.Resume > 0}
+	if p.Conflict {
+		until := "nothing is changed until you resume"
+		if conflict.Reason == publish.StoreOlder {
+			until = "to order without that"
+		}
+		p.Message += fmt.Sprintf("; %s: kubectl -n %s annotate --overwrite clusters.shoal.dev %s %s=%d", until, id.Workspace, id.Name, Resume, conflict.Resume)
+	}
+	return publish.Ground{}, p, nil
+}
+
+// bundleExists asks the API itself before it says no.
+func (h *Hub) bundleExists(ctx context.Context, ns, name string) bool {
+	var b v1alpha1.Bundle
+	key := types.NamespacedName{Namespace: ns, Name: name}
+	return !apierrors.IsNotFound(h.Client.Get(ctx, key, &b)) || !apierrors.IsNotFound(h.Direct.Get(ctx, key, &b))
+}
+
 func (h *Hub) reserve(ctx context.Context, id topics.Cluster, cl *v1alpha1.Cluster, s bundlefmt.Serial) error {
+	if h.floors.get(id, bundlefmt.Serial(cl.Status.DesiredSerial)) >= s {
+		return nil // the document replaces one that bears the same number
+	}
 	reserved := cl.DeepCopy() // the answer must not overwrite what this pass has learned
 	reserved.Status.DesiredSerial = int64(s)
 	if err := h.Client.Status().Patch(ctx, reserved, client.MergeFrom(cl)); err != nil {
@@ -348,9 +402,6 @@ func linkStatus(cl *v1alpha1.Cluster, m fleet.Member) {
 		s.PresenceSince = metav1.Time{}
 	}
 	s.AgentVersion = cmp.Or(m.Agent, s.AgentVersion)
-	if m.Ordered != nil {
-		s.DesiredSerial = max(s.DesiredSerial, int64(m.Ordered.Serial))
-	}
 	if m.Reported != nil {
 		s.ReportedSerial = int64(m.Reported.Serial)
 	}

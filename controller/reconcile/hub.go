@@ -30,6 +30,7 @@ import (
 // Hub is what the reconcilers share.
 type Hub struct {
 	Client     client.Client // reads from the cache
+	Direct     client.Reader // reads from the API itself
 	View       *fleet.View
 	Publisher  *publish.Publisher
 	Keys       *enroll.Keys
@@ -104,7 +105,7 @@ func (h *Hub) Changed(c topics.Cluster) {
 // Setup registers the reconcilers with mgr.
 func (h *Hub) Setup(mgr ctrl.Manager) error {
 	h.clusters.ready, h.bundles.ready = make(chan struct{}), make(chan struct{})
-	h.Client = mgr.GetClient()
+	h.Client, h.Direct = mgr.GetClient(), mgr.GetAPIReader()
 	specOrLabels := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}))
 	factsToo := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}, factsChanged()))
 	namedOrLabels := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))

@@ -53,25 +53,46 @@ func (w *written) forget(o client.Object) {
 	delete(w.m, o.GetUID())
 }
 
-// floors remembers serials that were written down but may not show in the cache yet.
+// floors remembers serials that were written down but may not show in the cache yet, and whether their documents went out.
 type floors struct {
 	mu sync.Mutex
-	m  map[topics.Cluster]bundlefmt.Serial
+	m  map[topics.Cluster]floor
+}
+
+type floor struct {
+	serial    bundlefmt.Serial
+	published bool
 }
 
 func (f *floors) get(c topics.Cluster, cached bundlefmt.Serial) bundlefmt.Serial {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return max(f.m[c], cached)
+	return max(f.m[c].serial, cached)
 }
 
 func (f *floors) set(c topics.Cluster, s bundlefmt.Serial) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.m == nil {
-		f.m = map[topics.Cluster]bundlefmt.Serial{}
+		f.m = map[topics.Cluster]floor{}
 	}
-	f.m[c] = s
+	f.m[c] = floor{serial: s}
+}
+
+func (f *floors) publish(c topics.Cluster) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if x, ok := f.m[c]; ok {
+		f.m[c] = floor{x.serial, true}
+	}
+}
+
+// unused: this process has written a number down, and its document did not go out.
+func (f *floors) unused(c topics.Cluster) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	x, ok := f.m[c]
+	return ok && !x.published
 }
 
 func (f *floors) forget(c topics.Cluster) {
