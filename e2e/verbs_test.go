@@ -70,7 +70,7 @@ func program(make func(context.Context, *testscript.TestScript, *story, []string
 		switch {
 		case err == nil && neg:
 			ts.Fatalf("it succeeded, which it must not")
-		case errors.As(err, &exit) && exit.ExitCode() > 2 || err != nil && !errors.As(err, &exit): // 66: a data race
+		case errors.As(err, &exit) && exit.ExitCode() > 3 || err != nil && !errors.As(err, &exit): // 66: a data race
 			ts.Fatalf("it ended with %v", err)
 		case err != nil && !neg:
 			ts.Fatalf("%v", err)
@@ -242,6 +242,10 @@ func agent(ts *testscript.TestScript, s *story, args []string) error {
 	case "kill":
 		at.KillAgent()
 		return nil
+	case "freeze":
+		return at.FreezeAgent()
+	case "thaw":
+		return at.ThawAgent()
 	}
 	return errUsage
 }

@@ -28,6 +28,7 @@ import (
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller"
 	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/fleet"
 	"shoal.dev/shoal/internal/mqtt"
 	"shoal.dev/shoal/internal/watch"
 	"shoal.dev/shoal/topics"
@@ -45,7 +46,7 @@ func getCommand(a *app) *cobra.Command {
 		Use:   "get",
 		Short: "Show clusters, bundles or deployments",
 		Long: `Show where the fleet stands. Clusters and bundles are resources, so kubectl get shows them as well; deployments (one bundle on
-one cluster) are not: they come from what the clusters last reported on the topics.`,
+one cluster) are not: they come from the topics, from what is ordered and what the clusters last reported.`,
 		Example: `  shoal get clusters -l env=prod
   shoal get bundles -A
   shoal get deployments --cluster store-1
@@ -255,7 +256,7 @@ func age(t, now time.Time) string {
 	return duration.HumanDuration(now.Sub(t))
 }
 
-// deployment is one bundle on one cluster, as the cluster last reported it.
+// deployment is one bundle on one cluster.
 type deployment struct {
 	Workspace string `json:"workspace"`
 	Cluster   string `json:"cluster"`
@@ -269,9 +270,10 @@ func getDeploymentsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "deployments",
 		Aliases: []string{"deployment"},
-		Short:   "Show bundles on clusters, as the clusters last reported them",
-		Long: `Show every deployment: one bundle on one cluster, as the cluster last reported it. It reads the retained reports from the
-broker, so a cluster without a link shows what it said last (see LINK in shoal get clusters).
+		Short:   "Show bundles on clusters: what is ordered and what the clusters last reported",
+		Long: `Show every deployment: one bundle on one cluster. It reads orders and reports as the broker retains them, so a cluster without a
+link shows what it said last (see LINK in shoal get clusters): Ready is what is ordered and reported to be so, WaitApplied what is ordered and
+not confirmed, Removing what is ordered away and not gone. A release that the hub has not ordered yet shows in shoal get bundles.
 
 MESSAGE says why a deployment is not Ready: of RolledBack which release failed and why (it is not tried again until a newer one comes), of
 Held what holds it and until when: a window, a pause, a lock on the site, or a removal that somebody has to confirm.`,
@@ -327,31 +329,66 @@ func (a *app) withoutHub(ctx context.Context, err error, system string) error {
 	return err
 }
 
-// deployments collects the retained reports.
+// deployments collects what clusters are ordered and what they report.
 func deployments(ctx context.Context, w watch.Options, bundle string) ([]deployment, error) {
-	list := []deployment{}
+	members := map[topics.Cluster]fleet.Member{}
 	var bad error
-	w.Kind = topics.Reported
+	w.Kinds = []topics.Kind{topics.Desired, topics.Reported}
 	w.Handle = func(t topics.Topic, m mqtt.Message) {
-		r, err := bundlefmt.ParseReported(m.Payload, bundlefmt.DefaultLimits())
+		x := members[t.ClusterID()]
+		var err error
+		if t.Kind == topics.Reported {
+			x.Reported, err = bundlefmt.ParseReported(m.Payload, bundlefmt.DefaultLimits())
+		} else if len(m.Payload) > 0 {
+			var i *bundlefmt.Inspection // it is only shown
+			if i, err = bundlefmt.Inspect(m.Payload, bundlefmt.DefaultLimits()); err == nil {
+				x.Ordered = i.Desired
+			}
+		}
 		if err != nil {
 			bad = errors.Join(bad, fmt.Errorf("cluster %s: %w", t.ClusterID(), err))
 			return
 		}
-		list = slices.DeleteFunc(list, func(d deployment) bool { return d.Workspace == t.Workspace && d.Cluster == t.Cluster })
-		for _, d := range r.Deployments {
-			if bundle == "" || d.Name == bundle {
-				list = append(list, deployment{t.Workspace, t.Cluster, d})
-			}
-		}
+		members[t.ClusterID()] = x
 	}
 	if err := watch.Run(ctx, w, io.Discard); err != nil {
 		return nil, err
+	}
+	list := []deployment{}
+	for c, m := range members {
+		for _, d := range standings(m) {
+			if bundle == "" || d.Name == bundle {
+				list = append(list, deployment{c.Workspace, c.Name, d})
+			}
+		}
 	}
 	slices.SortFunc(list, func(a, b deployment) int {
 		return cmp.Or(strings.Compare(a.Workspace, b.Workspace), strings.Compare(a.Cluster, b.Cluster), strings.Compare(a.Name, b.Name))
 	})
 	return list, bad
+}
+
+// standings are the reports of a cluster, each with the state that it has beside what is ordered, and what is ordered and not reported.
+func standings(m fleet.Member) []bundlefmt.DeploymentReport {
+	var out []bundlefmt.DeploymentReport
+	known := append(m.Deployments(), m.Leaving()...)
+	if m.Reported != nil {
+		for _, d := range m.Reported.Deployments {
+			if slices.Contains(known, d.Name) {
+				s := m.Status(d.Name)
+				d.State, d.Message = bundlefmt.State(s.State), s.Message
+			}
+			out = append(out, d)
+		}
+	}
+	for _, name := range known {
+		if _, ok := m.Report(name); !ok {
+			s := m.Status(name)
+			e, _ := m.Entry(name)
+			out = append(out, bundlefmt.DeploymentReport{Name: name, Serial: e.Serial, Digest: e.Digest, State: bundlefmt.State(s.State), Message: s.Message})
+		}
+	}
+	return out
 }
 
 func deploymentTable(list []deployment, now time.Time) table {

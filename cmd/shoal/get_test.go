@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"shoal.dev/shoal/bundlefmt"
+	"shoal.dev/shoal/controller/fleet"
 )
 
 // TestDeploymentTable: the states that hold or take back a release say why, on one line, whatever an agent sends.
@@ -37,5 +38,40 @@ paris     web      Modified     1/2       rrrrrrrrrrrrrr   60m     `+ref.String(
 `, "rrrrrrrrrrrrrr", release)
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestStandings: what a report says is shown beside what is ordered.
+func TestStandings(t *testing.T) {
+	digest := bundlefmt.Sum([]byte("x"))
+	order := func(name string, serial bundlefmt.Serial) bundlefmt.Deployment {
+		return bundlefmt.Deployment{Name: name, Serial: serial, Digest: digest}
+	}
+	report := func(name string, serial bundlefmt.Serial, s bundlefmt.State, message string) bundlefmt.DeploymentReport {
+		return bundlefmt.DeploymentReport{Name: name, Serial: serial, Digest: digest, State: s, Message: message}
+	}
+	m := fleet.Member{
+		Ordered: &bundlefmt.Desired{
+			Serial: 9, Deployments: []bundlefmt.Deployment{order("api", 4), order("new", 9), order("web", 9)},
+			Remove: []bundlefmt.Removal{{Name: "gone", Serial: 8}, {Name: "old", Serial: 9}},
+		},
+		Reported: &bundlefmt.Reported{Serial: 9, Deployments: []bundlefmt.DeploymentReport{
+			report("api", 4, bundlefmt.Ready, ""), report("left", 2, bundlefmt.Orphaned, "in neither list"),
+			report("old", 3, bundlefmt.WaitApplied, "1 objects are still to go: finalizer x"), report("web", 4, bundlefmt.Ready, ""),
+		}},
+	}
+	got := map[string]string{}
+	for _, d := range standings(m) {
+		got[d.Name] = string(d.State) + " " + d.Message
+	}
+	want := map[string]string{
+		"api": "Ready ", "left": "Orphaned in neither list", "new": "WaitApplied ordered, the cluster has not confirmed it yet", "old": "Removing 1 objects are still to go: finalizer x", "web": "WaitApplied ordered, the cluster has not confirmed it yet",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	m.Ordered = nil // the broker has lost it: what the cluster said is all there is
+	if d := standings(m)[3]; d.State != bundlefmt.Ready {
+		t.Errorf("without an order: %+v", d)
 	}
 }

@@ -139,6 +139,19 @@ func (v *View) Get(c topics.Cluster) Member {
 	return out
 }
 
+// all copies what is known of every cluster.
+func (v *View) all() []Member {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := make([]Member, 0, len(v.members))
+	for _, m := range v.members {
+		c := *m
+		c.Assigned = maps.Clone(m.Assigned)
+		out = append(out, c)
+	}
+	return out
+}
+
 // Forget drops a cluster that was deleted.
 func (v *View) Forget(c topics.Cluster) {
 	v.mu.Lock()

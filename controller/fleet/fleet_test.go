@@ -11,6 +11,7 @@ import (
 
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/publish"
+	"shoal.dev/shoal/controller/rollout"
 	"shoal.dev/shoal/internal/mqtt"
 	"shoal.dev/shoal/topics"
 )
@@ -151,17 +152,29 @@ func TestAssignTellsOnlyNews(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	f := newFixture(t)
 	f.presence(true, "aa", false, start)
-	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: 1, Deployments: []bundlefmt.DeploymentReport{{Name: "a", State: bundlefmt.Ready}, {Name: "b", State: bundlefmt.Ready}, {Name: "c", State: bundlefmt.ErrApplied}}}, false, start)
+	order := func(name, of string) bundlefmt.Deployment {
+		return bundlefmt.Deployment{Name: name, Serial: 3, Digest: bundlefmt.Sum([]byte(of))}
+	}
+	report := func(name, of string, st bundlefmt.State) bundlefmt.DeploymentReport {
+		return bundlefmt.DeploymentReport{Name: name, Serial: 3, Digest: bundlefmt.Sum([]byte(of)), State: st}
+	}
+	f.Sent(f.c, &bundlefmt.Desired{Serial: 3, Deployments: []bundlefmt.Deployment{order("a", "1"), order("b", "1"), order("c", "1")}}, nil, start)
+	f.Assign(f.c, "b", publish.Assignment{Release: rollout.Release{Digest: bundlefmt.Sum([]byte("2"))}}) // not ordered yet
+	f.say(topics.Default.Reported(f.c), bundlefmt.Reported{Version: 1, Serial: 3, Deployments: []bundlefmt.DeploymentReport{
+		report("a", "1", bundlefmt.Ready), report("b", "1", bundlefmt.Ready), report("c", "1", bundlefmt.ErrApplied), report("d", "1", bundlefmt.Ready),
+	}}, false, start)
 	want := `
 # HELP shoal_clusters Clusters by link.
 # TYPE shoal_clusters gauge
 shoal_clusters{link="Offline"} 0
 shoal_clusters{link="Online"} 1
 shoal_clusters{link="Unknown"} 0
-# HELP shoal_deployments Deployments (a bundle on a cluster) by the state the cluster last reported.
+# HELP shoal_deployments Deployments (a bundle on a cluster) by state, as in the status of Bundles and Clusters.
 # TYPE shoal_deployments gauge
 shoal_deployments{state="ErrApplied"} 1
-shoal_deployments{state="Ready"} 2
+shoal_deployments{state="Orphaned"} 1
+shoal_deployments{state="OutOfSync"} 1
+shoal_deployments{state="Ready"} 1
 `
 	if err := testutil.CollectAndCompare(f.Metrics(), strings.NewReader(want)); err != nil {
 		t.Error(err)

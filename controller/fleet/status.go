@@ -181,7 +181,7 @@ func (m Member) waitMessage(r bundlefmt.DeploymentReport) string {
 	case m.Reported.Refused != nil:
 		return "refused a message: " + m.Reported.Refused.Reason
 	}
-	return r.Message
+	return cmp.Or(r.Message, "ordered, the cluster has not confirmed it yet")
 }
 
 // Deployments names everything the cluster has been ordered or is to be ordered, except what is being taken away.

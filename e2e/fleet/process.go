@@ -131,6 +131,7 @@ func Get(ctx context.Context, addr, path string) ([]byte, error) {
 // terminate asks the process to stop and waits. It is an error if that takes too long or ends with anything but success.
 func (p *process) terminate() (time.Duration, error) {
 	begin := time.Now()
+	_ = p.cmd.Process.Signal(syscall.SIGCONT) // it may be frozen
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return 0, fmt.Errorf("stop %s: %w", p.name, err)
 	}
@@ -154,6 +155,14 @@ func (p *process) terminate() (time.Duration, error) {
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
+}
+
+// signal sends one that the process does not end by.
+func (p *process) signal(sig syscall.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("signal %s to %s: %w", sig, p.name, err)
+	}
+	return nil
 }
 
 func (p *process) running() bool {

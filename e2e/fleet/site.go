@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"shoal.dev/shoal/bundlefmt"
@@ -164,6 +165,19 @@ func (s *Site) KillAgent() {
 		s.process.kill()
 		s.process = nil
 	}
+}
+
+// FreezeAgent stops the agent where it is: it does nothing and says nothing, and its connections stay.
+func (s *Site) FreezeAgent() error { return s.signal(syscall.SIGSTOP) }
+
+// ThawAgent lets a frozen agent go on.
+func (s *Site) ThawAgent() error { return s.signal(syscall.SIGCONT) }
+
+func (s *Site) signal(sig syscall.Signal) error {
+	if !s.Running() {
+		return fmt.Errorf("the agent of %s does not run", s.Name)
+	}
+	return s.process.signal(sig)
 }
 
 // LoseDisk deletes everything that the stopped agent has on disk.

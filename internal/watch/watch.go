@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -130,8 +131,8 @@ type Options struct {
 	Workspace    string // only this one; empty: all
 	Cluster      string // only this one; empty: all
 	JSON         bool
-	RetainedOnly bool        // leave out live messages
-	Kind         topics.Kind // only cluster topics of this kind; empty: all
+	RetainedOnly bool          // leave out live messages
+	Kinds        []topics.Kind // only cluster topics of these kinds; empty: all
 	// Handle is given messages instead of having them printed; nil: they are printed.
 	Handle func(topics.Topic, mqtt.Message)
 	// Once ends after the retained messages: when for Quiet (default 1 s) none has come any more. MQTT has no sign for the
@@ -148,25 +149,28 @@ type Options struct {
 const trustQuiet = 200 * time.Millisecond
 
 // filters are what a watcher subscribes: trust documents first, and the rest, which can be verified with them.
-func (o Options) filters() (trust, rest string) {
+func (o Options) filters() (trust string, rest []string) {
 	ws := o.Workspace
 	if ws == "" {
 		ws = "+"
 	}
 	trust = o.Prefix.Trust(ws)
 	switch {
-	case o.Kind != "":
+	case len(o.Kinds) > 0:
 		cluster := o.Cluster
 		if cluster == "" {
 			cluster = "+"
 		}
-		return trust, o.Prefix.Name(topics.Topic{Kind: o.Kind, Workspace: ws, Cluster: cluster})
+		for _, k := range o.Kinds {
+			rest = append(rest, o.Prefix.Name(topics.Topic{Kind: k, Workspace: ws, Cluster: cluster}))
+		}
+		return trust, rest
 	case o.Cluster != "":
-		return trust, strings.TrimSuffix(o.Prefix.Desired(topics.Cluster{Workspace: ws, Name: o.Cluster}), "desired") + "#"
+		return trust, []string{strings.TrimSuffix(o.Prefix.Desired(topics.Cluster{Workspace: ws, Name: o.Cluster}), "desired") + "#"}
 	case o.Workspace != "":
-		return trust, strings.TrimSuffix(trust, "trust") + "#"
+		return trust, []string{strings.TrimSuffix(trust, "trust") + "#"}
 	}
-	return trust, o.Prefix.Everything()
+	return trust, []string{o.Prefix.Everything()}
 }
 
 // Run writes a line to w for every message until ctx ends, which is no error.
@@ -260,7 +264,7 @@ func Run(ctx context.Context, o Options, w io.Writer) error {
 				return nil
 			}
 			rested = true
-			if stopRest, err = client.Subscribe(ctx, show, rest); err != nil {
+			if stopRest, err = client.Subscribe(ctx, show, rest...); err != nil {
 				stopRest = func() {}
 				if ctx.Err() == nil {
 					return err
@@ -295,7 +299,7 @@ func (p *printer) print(m mqtt.Message) error {
 	defer p.mu.Unlock()
 	t, err := p.o.Prefix.Parse(m.Topic)
 	if p.o.Handle != nil {
-		if err == nil && (p.o.Kind == "" || t.Kind == p.o.Kind) {
+		if err == nil && (len(p.o.Kinds) == 0 || slices.Contains(p.o.Kinds, t.Kind)) {
 			p.o.Handle(t, m)
 		}
 		return nil
