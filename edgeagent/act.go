@@ -227,6 +227,7 @@ func (s *site) intend(ctx context.Context, a plan.Action, d *apply.Deployment, b
 		if moves(a.Verb) {
 			d.Operation = operation(a.Verb, r)
 			rel := store.Release(a.Release)
+			d.Before = s.objectsOf(rel.Digest, s.keys(), r.Applied, r.Applying)
 			if o := r.Applying; o == nil || o.Serial != rel.Serial || o.Digest != rel.Digest {
 				r.Waited, l.Trial = 0, plan.Trial{}
 			}
@@ -240,6 +241,21 @@ func (s *site) intend(ctx context.Context, a plan.Action, d *apply.Deployment, b
 		}
 		return nil
 	})
+}
+
+// objectsOf reads what releases state, but for those that are the same as digest. What is not on disk is left out.
+func (s *site) objectsOf(but bundlefmt.Digest, keys store.Keys, releases ...*store.Release) func() []bundlefmt.Object {
+	return func() (out []bundlefmt.Object) {
+		for _, r := range releases {
+			if r == nil || r.Digest == but {
+				continue
+			}
+			if b, err := s.store.Bundle(r.Digest, keys); err == nil {
+				out = append(out, b.Objects()...)
+			}
+		}
+		return out
+	}
 }
 
 // operation decides which hooks run. A first installation that did not succeed is still one.

@@ -26,9 +26,14 @@ runs: "# hook: pre-install, weight 5". Values that the site may have (valuesFrom
 shown as <site value PATH, else what holds without>. The
 workspace, .ClusterNamespace in templates, is that of --namespace, or "default".
 
-Objects without a namespace get the one of the bundle (namespace, defaultNamespace, or "default") when an agent applies them.`,
+Objects are in the namespace in which the agent puts them: their own or the bundle's (defaultNamespace, or "default"), or all in the one
+that namespace forces. Of a kind that neither Kubernetes nor the bundle defines only the cluster knows whether it belongs to one; a
+note names it.`,
 		Example: `  # what a production cluster gets
   shoal render ./web --cluster paris --label env=prod
+
+  # does a cluster have it as it should?
+  shoal render ./web --label env=prod | kubectl diff -f -
 
   # what members of a cluster group get
   shoal render ./web --group europe --group-label tier=1

@@ -215,7 +215,12 @@ func (s site) render(b *v1alpha1.Bundle) (r *rendition, why string, err error) {
 	for _, d := range m.Options.DownstreamResources {
 		r.shown = append(r.shown, fmt.Sprintf("the hub adds the %s %s of the workspace to it", d.Kind, d.Name))
 	}
-	for i, o := range res.Bundle.Objects() {
+	objects, unknown, err := render.Placed(res.Bundle, m.Options)
+	if err != nil {
+		return nil, "", err
+	}
+	r.shown = append(r.shown, unknown...)
+	for i, o := range objects {
 		d, err := newDocument(o, h, i)
 		if err != nil {
 			return nil, "", err

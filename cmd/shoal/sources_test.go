@@ -29,7 +29,7 @@ func TestChartsFromElsewhere(t *testing.T) {
 		}
 		switch r.URL.Path {
 		case "/index.yaml":
-			fmt.Fprintf(w, "apiVersion: v1\nentries:\n  web:\n  - {name: web, version: 1.2.3, digest: %x, urls: [web-1.2.3.tgz]}\n", sha256.Sum256(archive))
+			fmt.Fprintf(w, "apiVersion: v1\nentries:\n  web:\n  - {name: web, version: 1.2.3+up4.5.6, digest: %x, urls: [web-1.2.3.tgz]}\n", sha256.Sum256(archive))
 		case "/web-1.2.3.tgz":
 			served++
 			_, _ = w.Write(archive)
@@ -50,6 +50,7 @@ func TestChartsFromElsewhere(t *testing.T) {
 		return path
 	}
 	file("web/fleet.yaml", "helm: {repo: "+server.URL+", chart: web, version: \">=1.0.0 <2\"}\ntargets: [{clusterSelector: {}}]\n")
+	file("web/kustomization.yaml", "commonAnnotations: {by: kustomize}\n") // beside a chart whose version has a +
 	ca := file("ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
 	password := file("password", "pass word\n")
 	docker := file("docker/config.json", `{"auths":{}}`)
@@ -68,7 +69,7 @@ func TestChartsFromElsewhere(t *testing.T) {
 	home := map[string]string{"HOME": dir}
 
 	code, out, said := render(home, "--helm-ca-file", ca, "--helm-host", host, "--helm-username", "me", "--helm-password-file", password, "--docker-config", docker)
-	if code != exitOK || !strings.Contains(out, "name: from-repository") || !strings.Contains(said, "fetching chart "+server.URL+" web >=1.0.0 <2") || !strings.Contains(said, "fetched chart web 1.2.3") {
+	if code != exitOK || !strings.Contains(out, "name: from-repository") || !strings.Contains(out, "by: kustomize") || !strings.Contains(said, "fetching chart "+server.URL+" web >=1.0.0 <2") || !strings.Contains(said, "fetched chart web 1.2.3+up4.5.6") {
 		t.Errorf("exit %d\n%s\n%s", code, out, said)
 	}
 	// From the environment; the archive is in the cache now.
@@ -117,7 +118,7 @@ func chartArchive(t *testing.T) []byte {
 	z := gzip.NewWriter(&out)
 	w := tar.NewWriter(z)
 	for _, f := range [][2]string{
-		{"web/Chart.yaml", "apiVersion: v2\nname: web\nversion: 1.2.3\n"},
+		{"web/Chart.yaml", "apiVersion: v2\nname: web\nversion: 1.2.3+up4.5.6\n"},
 		{"web/templates/a.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: from-repository}\n"},
 	} {
 		if err := w.WriteHeader(&tar.Header{Name: f[0], Mode: 0o644, Size: int64(len(f[1]))}); err != nil {

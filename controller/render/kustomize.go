@@ -34,7 +34,7 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 	if readings(files, dir, used) > maxReadings {
 		return fmt.Errorf("kustomize %s: its files would be read more than %d times, since directories name others again and again: name each of them once", dir, maxReadings)
 	}
-	mem := filesys.MakeFsInMemory()
+	mem := newBundleFS()
 	var errs []error
 	for _, name := range sortedNames(files) {
 		if slices.Contains(kustomizationNames(), path.Base(name)) {
@@ -55,7 +55,7 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		if err := mem.WriteFile("/bundle/"+name, data); err != nil {
+		if err := mem.add("/bundle/"+name, data); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}

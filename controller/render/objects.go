@@ -417,12 +417,13 @@ func (r *rendering) checkScope() error {
 	if ns == "" {
 		return nil
 	}
-	cluster := map[[2]string]bool{}
-	for _, k := range clusterScoped() {
-		cluster[k] = true
+	all := make([]bundlefmt.Object, len(r.objs))
+	for i, o := range r.objs {
+		all[i] = o.Object
 	}
+	s := scopesOf(all)
 	for _, o := range r.objs {
-		if cluster[[2]string{o.Group, o.Kind}] {
+		if namespaced, _ := s.namespaced(o.Ref); !namespaced {
 			return fmt.Errorf("%s: %s belongs to no namespace, but the option namespace forces all objects into %q: use defaultNamespace instead", o.origin, o.Ref, ns)
 		}
 	}

@@ -23,8 +23,9 @@
 //
 // Objects are written with server-side apply under the field manager [FieldManager]. What the bundle states is the
 // signed will of the fleet's owner, so its fields are taken even from other managers; every field that was taken is in
-// [Result.Taken] with the manager that had it, so that a loop with another controller can be seen. Fields the bundle does
-// not state belong to whoever set them. Some fields the site owns although bundles usually state them, see [siteOwned].
+// [Result.Taken] with the manager that had it, so that a loop with another controller can be seen. What the bundle states is its
+// alone: a field that a release drops goes, also when somebody else has set it as well. Fields the bundle never stated belong to
+// whoever set them. Some fields the site owns although bundles usually state them, see [siteOwned].
 //
 // # Errors
 //
@@ -70,6 +71,10 @@ type Deployment struct {
 
 	Handling  bundlefmt.Handling
 	Operation Operation
+
+	// Before are the objects of what was applied before, asked for only where it matters: a field of theirs that is not in Objects
+	// any more goes, also when somebody else has written it since. nil: not known.
+	Before func() []bundlefmt.Object
 
 	// Was is the number of objects of the release that was last applied in full, without a Held prune; 0: not known. The
 	// share that a prune would delete is of this: previous is no measure, it holds the new objects as well.

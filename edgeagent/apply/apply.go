@@ -81,6 +81,7 @@ type release struct {
 	extra   []Finding // beside those of objects
 	res     Result
 	dropped []Ref                     // of previous, not ours any more
+	stated  map[id]*object            // by the release before; nil: not asked for yet
 	brought map[schema.GroupKind]bool // kinds whose CRD is in this bundle
 }
 
@@ -451,6 +452,9 @@ func (r *release) apply(ctx context.Context, o *object) error {
 		return err
 	}
 	if o.live != nil {
+		if err := r.takeOver(ctx, o); err != nil || o.fail != nil {
+			return err
+		}
 		changes, err := r.a.compare(ctx, r.kinds, o, want, e)
 		if err != nil {
 			return err
