@@ -165,6 +165,7 @@ func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 		return failed
 	}
 	d := deployment(a, b)
+	s.inherit(&d)
 	var before []bundlefmt.Ref
 	if err := s.intend(ctx, a, &d, &before); err != nil {
 		return func(now time.Time) {
@@ -368,6 +369,9 @@ func (s *site) applyFailed(a plan.Action, err error, now time.Time) {
 		}
 	}
 	s.failed(a, a.Verb, err.Error(), now)
+	if o := (*apply.ObjectErrors)(nil); errors.As(err, &o) {
+		s.localFor(a.Deployment).Failed.Waits = waits(o.Findings)
+	}
 }
 
 // adopt notes an order that asks for no change on the cluster.
@@ -417,6 +421,7 @@ func (s *site) proveLink(now time.Time) {
 
 func (s *site) remove(ctx context.Context, a plan.Action) func(time.Time) {
 	d := apply.Deployment{Name: a.Deployment}
+	s.inherit(&d)
 	var refs []bundlefmt.Ref
 	var keys store.Keys
 	err := s.ask(func() error {
@@ -469,6 +474,7 @@ func (s *site) removed(a plan.Action, res apply.Removed, err error, now time.Tim
 			s.log.Error().Err(perr).Msg("keep record")
 		}
 		s.failed(a, plan.Remove, fmt.Sprintf("%d objects are still to go: %s", len(res.Remaining), res.Remaining[0]), now)
+		s.localFor(a.Deployment).Failed.Waits = waits(res.Remaining)
 		return
 	}
 	if err := s.store.DeleteRecord(a.Deployment); err != nil {

@@ -56,6 +56,7 @@ func (s *site) fetch(a plan.Action) {
 			default:
 				s.onDisk[d] = true
 			}
+			s.wake(time.Now())
 		})
 	})
 }

@@ -390,11 +390,12 @@ func (s *site) pile(now time.Time) {
 	}
 }
 
-// wake has those tried again at once that could not be applied because another deployment had an object of theirs: one has let go.
+// wake has those tried again at once that could not go on because of another deployment: one has let go, or it is known what it is
+// to be.
 func (s *site) wake(now time.Time) {
 	for _, l := range s.local {
 		f := l.Failed
-		if f != nil && f.Verb == plan.Apply && slices.ContainsFunc(l.errors, func(e apply.Finding) bool { return e.Reason == apply.OwnedByOther }) {
+		if f != nil && (f.Waits || f.Verb == plan.Apply && slices.ContainsFunc(l.errors, func(e apply.Finding) bool { return e.Reason == apply.OwnedByOther })) {
 			f.Until = now
 		}
 	}

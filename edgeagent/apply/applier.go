@@ -7,7 +7,8 @@
 // # Ownership
 //
 // The label shoal.dev/deployment=NAME on an object is the record of ownership; nothing else is added to objects. An object
-// with another deployment's label is never touched: that is an error of this deployment. An object without the label that a
+// with another deployment's label is not touched, that is an error of this deployment, unless the other one is ordered to drop it:
+// it changes hands then, by its label alone. What a deployment drops and does not delete loses the label. An object without the label that a
 // bundle names is adopted, as kubectl apply does, unless a controller owns it (a Pod of a ReplicaSet, say); an [Install] does
 // so only with Policy.TakeOwnership, except for namespaces and for what the agent itself has written last. Prune and
 // Remove delete only what carries the label at that moment, whatever the inventory says.
@@ -75,6 +76,12 @@ type Deployment struct {
 	// Before are the objects of what was applied before, asked for only where it matters: a field of theirs that is not in Objects
 	// any more goes, also when somebody else has written it since. nil: not known.
 	Before func() []bundlefmt.Object
+
+	// Heir is who is ordered to have an object that this deployment drops; empty: nobody. wait says why that is not known yet: the
+	// object stays then, and the pass ends with that as an error. nil: nobody has.
+	Heir func(context.Context, Ref) (heir, wait string, err error)
+	// Yields reports whether another deployment, which has an object, is ordered to drop it. nil: none is.
+	Yields func(ctx context.Context, holder string, ref Ref) (bool, error)
 
 	// Was is the number of objects of the release that was last applied in full, without a Held prune; 0: not known. The
 	// share that a prune would delete is of this: previous is no measure, it holds the new objects as well.

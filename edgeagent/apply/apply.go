@@ -125,7 +125,7 @@ func (r *release) run(ctx context.Context, previous []Ref) error {
 	if len(r.failures()) > 0 {
 		return nil
 	}
-	if err := r.prune(ctx, previous); err != nil {
+	if err := r.prune(ctx, previous); err != nil || r.stopped {
 		return err
 	}
 	r.a.mu.Lock()
@@ -437,7 +437,11 @@ func setExactly(have, want, stated map[string]string, set bool) map[string]any {
 // apply writes one object if it has to. It costs one request when nothing has to be written, none when that is known.
 func (r *release) apply(ctx context.Context, o *object) error {
 	e := exemptions(r.d.Handling.ComparePatches, o.ref)
-	if f := cmp.Or(o.claim(r.d.Name), r.a.protects(r.d.Name, o.ref, o.live, o.want), r.nobodys(o)); f != nil {
+	claim, err := r.claim(ctx, o)
+	if err != nil {
+		return err
+	}
+	if f := cmp.Or(claim, r.a.protects(r.d.Name, o.ref, o.live, o.want), r.nobodys(o)); f != nil {
 		o.fail = f
 		return nil
 	}
@@ -463,7 +467,7 @@ func (r *release) apply(ctx context.Context, o *object) error {
 		case o.fail == nil && len(changes) == 0:
 			return nil
 		case o.fail == nil, o.fail.Reason == noDryRun:
-		case o.fail.Reason == Immutable && r.mayRecreate():
+		case o.fail.Reason == Immutable && r.d.forced():
 			if done, err := r.makeRoom(ctx, o); !done || err != nil {
 				return err
 			}
@@ -498,7 +502,7 @@ func (r *release) takeOut(ctx context.Context, o *object, want *unstructured.Uns
 		return r.wrote(o, want, got)
 	}
 	o.fail = f
-	if f.Reason != Immutable || !r.mayRecreate() {
+	if f.Reason != Immutable || !r.d.forced() {
 		return nil
 	}
 	if done, err := r.makeRoom(ctx, o); !done || err != nil {
@@ -508,8 +512,18 @@ func (r *release) takeOut(ctx context.Context, o *object, want *unstructured.Uns
 	return r.write(ctx, o, want, exempt{})
 }
 
-func (r *release) mayRecreate() bool {
-	return r.d.Policy.Force && r.d.Operation != "" || r.d.Policy.CorrectDriftForce
+// claim is [object.claim] with what other deployments yield.
+func (r *release) claim(ctx context.Context, o *object) (*Finding, error) {
+	f := o.claim(r.d.Name)
+	if f == nil || f.Reason != OwnedByOther || r.d.Yields == nil || owner(o.live) == "" {
+		return f, nil
+	}
+	had := owner(o.live)
+	ok, err := r.d.Yields(ctx, had, o.ref)
+	if err != nil || !ok {
+		return f, err
+	}
+	return o.claim(r.d.Name, had), nil
 }
 
 // nobodys says that an object was there before the bundle, which only the install minds: an upgrade takes what its new
@@ -529,8 +543,8 @@ func (r *release) makeRoom(ctx context.Context, o *object) (done bool, err error
 		return false, nil // not ours yet: adopting is one thing, deleting another
 	}
 	if _, f, err := d.delete(ctx, o.ref); f != nil && f.Reason != Terminating || err != nil {
-		if f != nil {
-			o.fail.Message += "; not recreated: " + f.Message
+		if f != nil && !stays(f) { // refused has said why it stays
+			o.fail.Message += "; it could not be deleted: " + f.Message
 		}
 		return false, err
 	}
@@ -582,12 +596,10 @@ func (r *release) write(ctx context.Context, o *object, want *unstructured.Unstr
 		}
 	}
 	if err != nil {
-		f := o.finding(err)
-		if f.Reason == UnknownKind {
+		if o.fail, err = r.a.refused(ctx, r.kinds, o, want, err); err == nil && o.fail.Reason == UnknownKind {
 			r.a.kinds.reset()
 		}
-		o.fail = &f
-		return nil
+		return err
 	}
 	return r.wrote(o, wanted, got)
 }

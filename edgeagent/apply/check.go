@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
@@ -217,11 +216,12 @@ func (a *Applier) compare(ctx context.Context, p *pass, o *object, want *unstruc
 		return nil, out
 	}
 	if err != nil {
-		f := o.finding(err)
-		if apierrors.IsBadRequest(err) && strings.Contains(f.Message, "does not support dry run") {
-			f.Reason = noDryRun
+		if o.fail, err = a.refused(ctx, p, o, want, err); err != nil {
+			return nil, err
 		}
-		o.fail = &f
+		if strings.Contains(o.fail.Message, "does not support dry run") {
+			o.fail.Reason = noDryRun
+		}
 		return nil, nil
 	}
 	changes = append(changes, diff(e.forCompare(o.live.Object, want.Object), e.forCompare(dry.Object, want.Object))...)

@@ -99,10 +99,11 @@ func findingOf(ref Ref, err error, delicate bool) Finding {
 	return Finding{ref, Unavailable, redact(delicate, msg)}
 }
 
-// immutableSays are the words by which API servers and CRD rules refuse a change in place; there is no code for it.
+// immutableSays are the words by which API servers and CRD rules refuse a change in place; there is no code for it. A rule may
+// have any other words: see [Applier.refused].
 var immutableSays = []string{
-	"field is immutable", "is immutable", "are immutable", "may not be changed", "cannot be changed", "may not change",
-	"updates to statefulset spec for fields other than", "pod updates may not change fields", "spec is immutable",
+	"immutable", "may not be changed", "cannot be changed", "may not change", "cannot change", "are forbidden", "may not be modified",
+	"cannot be modified", "oldSelf",
 }
 
 // undecodable answers come as plain 500s. They name fields and types, never values.
@@ -127,7 +128,7 @@ func invalid(ref Ref, st metav1.Status, delicate bool) Finding {
 	case len(other) > 0:
 		return Finding{ref, Invalid, "invalid: " + strings.Join(other[:min(3, len(other))], "; ")}
 	case len(immutable) > 0:
-		return Finding{ref, Immutable, fmt.Sprintf("%s is immutable: the object must be deleted and created again to change it", strings.Join(immutable, ", "))}
+		return Finding{ref, Immutable, strings.Join(immutable, ", ") + " is immutable"}
 	}
 	return Finding{ref, Invalid, "invalid: " + redact(delicate, short(st.Message, 300))}
 }

@@ -36,6 +36,8 @@ const (
 	NoAccount        Reason = "NoAccount"        // the service account to write with does not exist
 	KeepPolicy       Reason = "KeepPolicy"       // it says itself that it stays
 	PruneHeld        Reason = "PruneHeld"        // unusually much would be deleted
+	Inherited        Reason = "Inherited"        // another deployment has it now
+	Awaited          Reason = "Awaited"          // another deployment may be ordered to have it; that is not known yet
 )
 
 // Finding says one thing about one object. Message is short, names the field, and never holds a value out of a Secret.

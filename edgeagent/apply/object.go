@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -290,13 +291,13 @@ func (a *Applier) listPage(ctx context.Context, list func(context.Context, metav
 }
 
 // claim says why a live object must not be touched for the deployment, if so. Whether one that is nobody's may be taken is
-// for the release to say.
-func (o *object) claim(deployment string) *Finding {
+// for the release to say, and what others yield.
+func (o *object) claim(deployment string, yields ...string) *Finding {
 	if o.live == nil {
 		return nil
 	}
 	switch had := owner(o.live); {
-	case had != "" && had != deployment:
+	case had != "" && had != deployment && !slices.Contains(yields, had):
 		return &Finding{o.ref, OwnedByOther, fmt.Sprintf("belongs to deployment %q already: remove it from one of the two bundles", had)}
 	case had == "":
 		if c := metav1.GetControllerOf(o.live); c != nil {

@@ -24,7 +24,8 @@ type victim struct {
 }
 
 // prune deletes what the previous release had and this one has not, in reverse order. Propagation is background: the
-// release does not wait for the Pods of a Deployment that it dropped.
+// release does not wait for the Pods of a Deployment that it dropped. What another deployment is ordered to have is given to it,
+// and what is kept is nobody's afterwards.
 func (r *release) prune(ctx context.Context, previous []Ref) error {
 	current, uids := map[id]bool{}, map[types.UID]bool{}
 	for _, o := range r.objects {
@@ -51,6 +52,10 @@ func (r *release) prune(ctx context.Context, previous []Ref) error {
 			victims = append(victims, victim{ref, k, live})
 		}
 	}
+	victims, err := r.bequeath(ctx, &d, victims)
+	if err != nil || r.stopped {
+		return err
+	}
 	if n := len(victims); n >= pruneHold && 2*n > r.was && !r.d.Policy.ConfirmPrune {
 		r.res.Held = &Finding{victims[0].ref, PruneHeld, fmt.Sprintf("the release would delete %d of %d objects, which is unusually much: "+
 			"the rest is applied and nothing is deleted; if that is meant, confirm on the hub: kubectl annotate bundles.shoal.dev BUNDLE %s", n, max(n, r.was), confirmPrune)}
@@ -64,12 +69,45 @@ func (r *release) prune(ctx context.Context, previous []Ref) error {
 	return nil
 }
 
+// bequeath gives away what others are ordered to have, and returns the rest. Nothing is given or deleted before it is known of
+// every object who that is.
+func (r *release) bequeath(ctx context.Context, d *deletion, victims []victim) (rest []victim, err error) {
+	if r.d.Heir == nil {
+		return victims, nil
+	}
+	heirs := make([]string, len(victims))
+	for i, v := range victims {
+		var wait string
+		if heirs[i], wait, err = r.d.Heir(ctx, v.ref); err != nil {
+			return nil, err
+		}
+		if wait != "" {
+			r.stop(&Finding{v.ref, Awaited, "to be deleted: " + wait})
+			return nil, nil
+		}
+	}
+	for i, v := range victims {
+		if heirs[i] == "" {
+			rest = append(rest, v)
+			continue
+		}
+		f, err := d.give(ctx, v, heirs[i])
+		if err != nil {
+			return nil, fmt.Errorf("prune %s: %w", v.ref, err)
+		}
+		if r.res.Kept = append(r.res.Kept, *f); f.Reason == Inherited {
+			r.dropped = append(r.dropped, v.ref)
+		}
+	}
+	return rest, nil
+}
+
 // confirmPrune is what the hub's bundle is annotated with.
 const confirmPrune = "shoal.dev/confirm-prune=yes"
 
 func (r *release) pruneOne(ctx context.Context, d *deletion, v victim) error {
 	deleted, f, err := d.deleteFound(ctx, v)
-	if f != nil && f.Reason == KeepPolicy {
+	if f != nil && stays(f) {
 		if _, f2, err := d.disown(ctx, v); err != nil || f2 != nil {
 			if f2 != nil {
 				r.res.Kept = append(r.res.Kept, *f2)
@@ -117,23 +155,28 @@ func (d *deletion) delete(ctx context.Context, ref Ref) (deleted bool, f *Findin
 }
 
 func (d *deletion) deleteFound(ctx context.Context, v victim) (deleted bool, f *Finding, err error) {
-	if f := d.a.lives(v.ref, v.live); f != nil {
-		return false, f, nil
-	}
-	if v.live.GetDeletionTimestamp() != nil {
-		return false, &Finding{v.ref, Terminating, terminating(v.live)}, nil
-	}
-	if v.live.GetAnnotations()[resourcePolicy] == "keep" {
-		return false, &Finding{v.ref, KeepPolicy, "kept: its annotation " + resourcePolicy + " says so"}, nil
-	}
-	why, err := d.content(ctx, v.kind, v.live)
-	if err != nil {
-		return false, nil, err
-	}
-	if why != "" {
-		return false, &Finding{v.ref, HasContent, why}, nil
+	if f, err := d.spared(ctx, v); f != nil || err != nil {
+		return false, f, err
 	}
 	return d.deleteNow(ctx, v)
+}
+
+// spared says why an object is not deleted; nil: it may be.
+func (d *deletion) spared(ctx context.Context, v victim) (*Finding, error) {
+	if f := d.a.lives(v.ref, v.live); f != nil {
+		return f, nil
+	}
+	if v.live.GetDeletionTimestamp() != nil {
+		return &Finding{v.ref, Terminating, terminating(v.live)}, nil
+	}
+	if v.live.GetAnnotations()[resourcePolicy] == "keep" {
+		return &Finding{v.ref, KeepPolicy, "kept: its annotation " + resourcePolicy + " says so"}, nil
+	}
+	why, err := d.content(ctx, v.kind, v.live)
+	if err != nil || why == "" {
+		return nil, err
+	}
+	return &Finding{v.ref, HasContent, why}, nil
 }
 
 // resourcePolicy is Helm's word for an object that outlives its release.
@@ -191,8 +234,39 @@ func (d *deletion) look(ctx context.Context, ref Ref) (kind, *unstructured.Unstr
 	return k, live, nil, nil
 }
 
+// stays: what f is about is left on purpose, and not only for now.
+func stays(f *Finding) bool {
+	return f.Reason == HasContent || f.Reason == KeepPolicy || f.Reason == Protected
+}
+
+// give hands an object over to another deployment, as it is. The finding is Inherited, or says why it was not.
+func (d *deletion) give(ctx context.Context, v victim, heir string) (*Finding, error) {
+	f, err := d.relabel(ctx, v, heir)
+	if err != nil {
+		return nil, err
+	}
+	if f != nil {
+		if _, live, _, err := d.find(ctx, v.ref); err != nil || live != nil {
+			return f, err
+		}
+	} // else the heir was faster
+	return &Finding{v.ref, Inherited, fmt.Sprintf("belongs to deployment %q now, which is ordered to have it", heir)}, nil
+}
+
+func (d *deletion) relabel(ctx context.Context, v victim, heir string) (f *Finding, err error) {
+	_, f, err = d.hand(ctx, v, fmt.Sprintf(`{"op":"replace","path":%q,"value":%q}`, labelPath, heir))
+	return f, err
+}
+
+const labelPath = "/metadata/labels/shoal.dev~1deployment"
+
 // disown takes the deployment's label off an object that stays. gone: it is not there any more.
 func (d *deletion) disown(ctx context.Context, v victim) (gone bool, f *Finding, err error) {
+	return d.hand(ctx, v, fmt.Sprintf(`{"op":"remove","path":%q}`, labelPath))
+}
+
+// hand does one operation to an object that still carries the deployment's label.
+func (d *deletion) hand(ctx context.Context, v victim, op string) (gone bool, f *Finding, err error) {
 	client, f, err := d.kinds.writer(ctx, v.ref, v.kind, v.ref.Namespace)
 	if f != nil || err != nil {
 		return false, f, err
@@ -201,9 +275,7 @@ func (d *deletion) disown(ctx context.Context, v victim) (gone bool, f *Finding,
 	// status moved.
 	rctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	const path = "/metadata/labels/shoal.dev~1deployment"
-	body := fmt.Appendf(nil, `[{"op":"test","path":"/metadata/uid","value":%q},{"op":"test","path":%q,"value":%q},{"op":"remove","path":%q}]`,
-		v.live.GetUID(), path, d.deployment, path)
+	body := fmt.Appendf(nil, `[{"op":"test","path":"/metadata/uid","value":%q},{"op":"test","path":%q,"value":%q},%s]`, v.live.GetUID(), labelPath, d.deployment, op)
 	_, err = client.Patch(rctx, v.ref.Name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: FieldManager})
 	d.a.forget(v.ref)
 	return d.answer(ctx, v.ref, err)

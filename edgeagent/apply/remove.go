@@ -11,7 +11,7 @@ import (
 type Removed struct {
 	Deleted   []Ref     // deleted now, by this call
 	Remaining []Finding // still there, with the reason: call again later
-	Kept      []Finding // left on purpose, without our label; they are nobody's now
+	Kept      []Finding // left on purpose, without our label: they are nobody's now, or another deployment's
 	Note      string    // what else people should know, such as hooks that could not be run; usually empty
 }
 
@@ -35,7 +35,7 @@ func (r Removed) Refs() []Ref {
 //
 // Only objects that carry the deployment's label are touched. Claims with a volume, CRDs with objects and namespaces with
 // foreign content lose the label and are Kept, unless d.Policy allows to delete them. With keep that goes for every object,
-// and no hook runs.
+// and no hook runs. What d.Heir names is given to that deployment.
 func (a *Applier) Remove(ctx context.Context, d Deployment, refs []Ref, keep bool) (Removed, error) {
 	p := a.pass(d)
 	p.removing = true
@@ -205,6 +205,9 @@ func (r *removal) run(ctx context.Context, refs []Ref) error {
 }
 
 func (r *removal) one(ctx context.Context, ref Ref) error {
+	if done, err := r.bequeath(ctx, ref); done || err != nil {
+		return err
+	}
 	if r.keep {
 		return r.release(ctx, ref, &Finding{ref, HasContent, "kept, as the bundle says"})
 	}
@@ -212,7 +215,7 @@ func (r *removal) one(ctx context.Context, ref Ref) error {
 	switch {
 	case err != nil:
 		return err
-	case f != nil && (f.Reason == HasContent || f.Reason == KeepPolicy || f.Reason == Protected):
+	case f != nil && stays(f):
 		return r.release(ctx, ref, f)
 	case f != nil:
 		r.res.Remaining = append(r.res.Remaining, *f)
@@ -221,6 +224,34 @@ func (r *removal) one(ctx context.Context, ref Ref) error {
 		return r.look(ctx, ref)
 	}
 	return nil
+}
+
+// bequeath gives an object to the deployment that is ordered to have it. done: it must not be deleted, at least not yet.
+func (r *removal) bequeath(ctx context.Context, ref Ref) (done bool, err error) {
+	if r.dep.Heir == nil {
+		return false, nil
+	}
+	k, live, f, err := r.d.find(ctx, ref)
+	if live == nil || f != nil || err != nil || live.GetDeletionTimestamp() != nil {
+		return false, err
+	}
+	heir, wait, err := r.dep.Heir(ctx, ref)
+	switch {
+	case err != nil || heir == "" && wait == "":
+		return false, err
+	case wait != "":
+		f = &Finding{ref, Awaited, wait}
+	default:
+		if f, err = r.d.give(ctx, victim{ref, k, live}, heir); err != nil {
+			return false, err
+		}
+	}
+	if f.Reason == Inherited {
+		r.res.Kept = append(r.res.Kept, *f)
+	} else {
+		r.res.Remaining = append(r.res.Remaining, *f)
+	}
+	return true, nil
 }
 
 // look tells what is gone from what waits for its dependents or finalizers.

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"shoal.dev/shoal/internal/kubetest"
@@ -32,6 +31,35 @@ func TestPruneTakesOnlyWhatIsOurs(t *testing.T) {
 		if got := s.get(configMaps, name) != nil; got != want {
 			t.Errorf("%s is there: %v, want %v", name, got, want)
 		}
+	}
+}
+
+// An object that another deployment is ordered to have is given to it; until it is known who that is, nothing is deleted; and what is
+// given away is no deletion that had to be confirmed.
+func TestPruneGivesAway(t *testing.T) {
+	s := newSite(t)
+	inv := s.apply(s.deployment("x", many(12, "a")+"\n---\n"+configMap("go", "1")), nil).Inventory
+	next := s.deployment("x", configMap("stay", "1"))
+	next.Operation = Upgrade
+	wait := "waits for somebody"
+	next.Heir = func(_ context.Context, r Ref) (string, string, error) {
+		if r.Name == "go" {
+			return "", wait, nil
+		}
+		return "heir", "", nil
+	}
+	res := s.try(next, inv)
+	if len(res.Errors) != 1 || res.Errors[0].Reason != Awaited || owner(s.get(configMaps, "a0")) != "x" || s.get(configMaps, "go") == nil || len(res.Inventory) != 14 {
+		t.Errorf("got %v, inventory %v", res.Errors, res.Inventory)
+	}
+	wait = ""
+	res = s.apply(next, res.Inventory)
+	if res.Held != nil || len(res.Pruned) != 1 || len(res.Kept) != 12 || len(res.Inventory) != 1 || owner(s.get(configMaps, "a0")) != "heir" {
+		t.Errorf("held %v, pruned %v, kept %v, inventory %v", res.Held, res.Pruned, res.Kept, res.Inventory)
+	}
+	r, err := s.a.Remove(t.Context(), Deployment{Name: "x", Heir: next.Heir}, res.Inventory, false)
+	if err != nil || len(r.Deleted) != 0 || len(r.Kept) != 1 || owner(s.get(configMaps, "stay")) != "heir" {
+		t.Errorf("got %+v, %v", r, err)
 	}
 }
 
@@ -83,7 +111,7 @@ func TestPruneKeepsWhatHasContent(t *testing.T) {
 		kept = append(kept, f.String())
 	}
 	slices.Sort(kept)
-	if len(kept) != 3 || len(res.Inventory) != 4 {
+	if len(kept) != 3 || len(res.Inventory) != 1 {
 		t.Fatalf("kept %q, inventory %v", kept, res.Inventory)
 	}
 	contains(t, kept[0], "CustomResourceDefinition", `widgets "own" exists`)
@@ -92,22 +120,17 @@ func TestPruneKeepsWhatHasContent(t *testing.T) {
 	if s.get(claims, "unbound") != nil || s.get(s.widgets(), "w") != nil || sub.get(configMaps, "inside") != nil {
 		t.Error("what was ours and empty is still there")
 	}
-	// Once the content is gone, the next apply takes them.
+	// They are nobody's now: the next release does not look at them, and another bundle may have them.
 	s.delete(s.widgets(), "own")
 	sub.delete(configMaps, "own")
-	s.apply(last, res.Inventory)
-	kubetest.Wait(t, "CRD and namespace to go", func(ctx context.Context) error {
-		for gvr, name := range map[string]string{"crd": crd, "ns": sub.ns} {
-			r := s.hand.Resource(namespaces)
-			if gvr == "crd" {
-				r = s.hand.Resource(crds)
-			}
-			if u, err := r.Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) && (err != nil || gvr == "crd") {
-				return fmt.Errorf("%s is still there: %v", name, u)
-			}
-		}
-		return nil
-	})
+	if res = s.apply(last, res.Inventory); len(res.Pruned) != 0 || len(res.Kept) != 0 {
+		t.Errorf("pruned %v, kept %v", res.Pruned, res.Kept)
+	}
+	heir := s.deployment("heir", all)
+	heir.Operation = Install
+	hinv := s.apply(heir, nil).Inventory
+	t.Cleanup(func() { s.removeInBackground(heir, hinv) })
+	s.clean(heir)
 }
 
 func (s *site) removeAll(name string, refs []Ref) Removed {

@@ -59,9 +59,9 @@ func (r *release) takeOver(ctx context.Context, o *object) error {
 			o.fail = &f
 			return nil
 		}
-		o.live, o.fail = live, o.claim(r.d.Name)
-		if o.fail != nil {
-			return nil
+		o.live = live
+		if o.fail, err = r.claim(ctx, o); err != nil || o.fail != nil {
+			return err
 		}
 	}
 	o.failed(Conflict, "changed by somebody else again and again")

@@ -244,6 +244,26 @@ func (s *State) unusual(n, total int) bool {
 	return n >= minRemovals && n*100 > total*share
 }
 
+// Ordered is what a deployment is to be, when nothing holds that back for good: nil and true, it is to be removed. What waits for a
+// window, a lock or another deployment counts; a paused release, one that was given up and a removal to be confirmed do not.
+func Ordered(s State, name string, now time.Time) (want *Release, ok bool) {
+	if s.Desired == nil {
+		return nil, false
+	}
+	l := s.Local[name]
+	for _, r := range s.Desired.Remove {
+		if r.Name == name {
+			return nil, !Pile(s, now)[name]
+		}
+	}
+	for _, e := range s.Desired.Deployments {
+		if w := Of(e); e.Name == name && !w.Policy.Paused && !l.Rejected.is(w) {
+			return &w, true
+		}
+	}
+	return nil, false
+}
+
 // depends reports whether anything waits for anything.
 func (d *decision) depends() bool {
 	for _, r := range d.ordered {

@@ -128,6 +128,7 @@ type Failure struct {
 	Count   int       // in a row
 	Until   time.Time // not to be tried again before
 	Message string
+	Waits   bool // nothing is wrong: it waits for another deployment
 }
 
 // Rejected is a release that was given up.
@@ -371,10 +372,12 @@ func (x step) keep(want Release) []Action {
 	st, msg := bundlefmt.WaitApplied, ""
 	f := x.failure(want, Apply)
 	if f != nil {
-		if x.onTrial(want) && x.l.Trial.Waited >= x.timeout(want) && !x.l.Busy {
+		if x.onTrial(want) && x.l.Trial.Waited >= x.timeout(want) && !x.l.Busy && !f.Waits {
 			return []Action{x.act(GiveUp, want, bundlefmt.ErrApplied, fmt.Sprintf("it could not be applied within %s: %s", span(x.timeout(want)), f.Message))}
 		}
-		st, msg = bundlefmt.ErrApplied, x.stuck(want, f.Message)
+		if st, msg = bundlefmt.ErrApplied, x.stuck(want, f.Message); f.Waits {
+			st = bundlefmt.WaitApplied
+		}
 		if until := earliest(f.Until, x.deadline(want)); x.now.Before(until) {
 			return x.meanwhile(st, msg, until, false)
 		}
