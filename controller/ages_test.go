@@ -417,3 +417,86 @@ func TestOverTheLimit(t *testing.T) {
 	s.report(bundlefmt.Ready)
 	h.waitBundle("extra", "is ready", func(b *v1alpha1.Bundle) bool { return b.Status.Display.State == v1alpha1.StateReady })
 }
+
+// 300 bundles on two clusters are ordered, reported, updated and removed like a few. Where the messages are full, what is new is kept
+// out with a reason, what is there is updated and removed, and what is removed makes room.
+func TestManyBundles(t *testing.T) {
+	h := newHub(t)
+	sites := []*site{h.join("store-1", nil), h.join("store-2", nil)}
+	name := func(i int) string { return fmt.Sprintf("bundle-%03d", i) }
+	add := func(from, to int) {
+		for i := from; i <= to; i++ {
+			b := configMap(name(i), "1")
+			b.Spec.Targets = everywhere()
+			h.create(b)
+		}
+	}
+	everybody := func(what string, ok func(*bundlefmt.Desired) bool) (d *bundlefmt.Desired) {
+		t.Helper()
+		for _, s := range sites {
+			d = s.waitDesired(what, ok)
+			s.follow()
+		}
+		return d
+	}
+	ready := func(n int) {
+		t.Helper()
+		for _, s := range sites {
+			h.waitCluster(s.id.Name, fmt.Sprintf("has %d ready", n), func(c *v1alpha1.Cluster) bool {
+				return c.Status.Display.ReadyBundles == fmt.Sprintf("%d/%d", n, n) && c.Status.Display.State == v1alpha1.StateReady
+			})
+		}
+	}
+	number := func(n int) func(*bundlefmt.Desired) bool {
+		return func(d *bundlefmt.Desired) bool { return len(d.Deployments) == n && len(d.Remove) == 0 }
+	}
+	everybody("reads many", func(*bundlefmt.Desired) bool { return true })
+	add(1, 300)
+	before := everybody("runs 300", number(300))
+	ready(300)
+
+	h.setText(name(7), "2")
+	everybody("is updated", func(d *bundlefmt.Desired) bool {
+		return len(d.Deployments) == 300 && entry(t, d, name(7)).Digest != entry(t, before, name(7)).Digest
+	})
+	ready(300)
+	h.delete(configMap(name(8), "1"))
+	everybody("removes one", func(d *bundlefmt.Desired) bool { return len(d.Remove) == 1 && len(d.Deployments) == 299 })
+	h.gone(configMap(name(8), "1"))
+	everybody("has removed it", number(299))
+	ready(299)
+	add(301, 302)
+	everybody("runs more", number(301))
+	ready(301)
+
+	add(303, 380)
+	var full int
+	for _, s := range sites {
+		c := h.waitCluster(s.id.Name, "says what is kept out", func(c *v1alpha1.Cluster) bool {
+			s.follow() // one document after the other
+			sum := c.Status.Summary
+			return sum.Desired == 379 && sum.Pending > 0 && sum.Pending+sum.Ready == 379 &&
+				strings.Contains(c.Status.Display.Message, "kept out, the order for this cluster has no room")
+		})
+		full = int(c.Status.Summary.Desired - c.Status.Summary.Pending)
+		d := s.waitDesired("is full", number(full))
+		t.Logf("%d bundles with names of 10 bytes fit", len(d.Deployments))
+	}
+	h.bundleSays(name(380), "no room")
+	h.setText(name(9), "2")
+	everybody("is updated", func(d *bundlefmt.Desired) bool {
+		return number(full)(d) && entry(t, d, name(9)).Digest != entry(t, before, name(9)).Digest
+	})
+	h.waitBundle(name(9), "is ready", func(b *v1alpha1.Bundle) bool {
+		return b.Status.ObservedGeneration == b.Generation && b.Status.Display.State == v1alpha1.StateReady
+	})
+	for i := full; i <= 380; i++ { // down to below the limit: some are there, some were kept out
+		h.delete(configMap(name(i), "1"))
+	}
+	for i := full; i <= 380; i++ {
+		h.gone(configMap(name(i), "1"))
+	}
+	everybody("removes them", func(d *bundlefmt.Desired) bool { return !has(d, name(full)) })
+	everybody("is below the limit", number(full-2)) // without 8
+	ready(full - 2)
+}

@@ -24,6 +24,7 @@ var verbs = map[string]func(*testscript.TestScript, bool, []string){
 	"hub":          plain(hub),
 	"site":         plain(site),
 	"api":          plain(api),
+	"consent":      plain(consent),
 	"enroll":       plain(enroll),
 	"give-token":   plain(giveToken),
 	"agent":        plain(agent),
@@ -100,7 +101,7 @@ func kube(ctx context.Context, ts *testscript.TestScript, s *story, args []strin
 }
 
 func hub(ts *testscript.TestScript, s *story, args []string) error {
-	if len(args) != 1 {
+	if len(args) != 1 && (len(args) != 2 || args[0] != "save" && args[0] != "load") {
 		return errUsage
 	}
 	h := s.fleet.Hub()
@@ -129,6 +130,10 @@ func hub(ts *testscript.TestScript, s *story, args []string) error {
 		return nil
 	case "wipe-broker":
 		return h.WipeBroker()
+	case "save":
+		return h.SaveStore(ts.MkAbs(args[1]))
+	case "load":
+		return h.LoadStore(ts.MkAbs(args[1]))
 	}
 	return errUsage
 }
@@ -177,6 +182,35 @@ func api(ts *testscript.TestScript, s *story, args []string) error {
 	return errUsage
 }
 
+// consent runs the command with which the message of a Cluster ends.
+func consent(_ *testscript.TestScript, s *story, args []string) error {
+	if len(args) != 1 {
+		return errUsage
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
+	c, err := s.fleet.Hub().ClusterObject(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	_, command, ok := strings.Cut(c.Status.Display.Message, "kubectl ")
+	if !ok {
+		return fmt.Errorf("no command in %q", c.Status.Display.Message)
+	}
+	words := strings.Fields(command)
+	for i := range words {
+		words[i] = strings.Trim(words[i], "'")
+	}
+	cmd, err := s.fleet.Kubectl(ctx, "hub", words...)
+	if err != nil {
+		return err
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("kubectl %s: %w\n%s", command, err, out)
+	}
+	return nil
+}
+
 // enroll is the short form of: token create, give-token, agent start, until cluster Online.
 func enroll(ts *testscript.TestScript, s *story, args []string) error {
 	if len(args) < 1 {
@@ -219,7 +253,7 @@ func giveToken(ts *testscript.TestScript, s *story, args []string) error {
 }
 
 func agent(ts *testscript.TestScript, s *story, args []string) error {
-	if len(args) != 2 {
+	if len(args) != 2 && (len(args) != 3 || args[1] != "save-disk" && args[1] != "load-disk") {
 		return errUsage
 	}
 	at, err := s.fleet.Site(args[0])
@@ -239,6 +273,10 @@ func agent(ts *testscript.TestScript, s *story, args []string) error {
 		return err
 	case "lose-disk":
 		return at.LoseDisk()
+	case "save-disk":
+		return at.SaveDisk(ts.MkAbs(args[2]))
+	case "load-disk":
+		return at.LoadDisk(ts.MkAbs(args[2]))
 	case "kill":
 		at.KillAgent()
 		return nil

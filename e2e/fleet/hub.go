@@ -147,6 +147,22 @@ func (h *Hub) WipeBroker() error {
 	return os.RemoveAll(h.f.path("hub"))
 }
 
+// SaveStore copies what the stopped hub has on disk: the retained messages of its broker, and its name.
+func (h *Hub) SaveStore(dir string) error {
+	if h.Running() {
+		return errors.New("stop the hub before its store is copied")
+	}
+	return os.CopyFS(dir, os.DirFS(h.f.path("hub")))
+}
+
+// LoadStore puts a copy that SaveStore made in the place of what the stopped hub has on disk.
+func (h *Hub) LoadStore(dir string) error {
+	if err := h.WipeBroker(); err != nil {
+		return err
+	}
+	return os.CopyFS(h.f.path("hub"), os.DirFS(dir))
+}
+
 // Output is what the hub has logged since it was last started.
 func (h *Hub) Output() []byte {
 	if h.process == nil {

@@ -188,6 +188,22 @@ func (s *Site) LoseDisk() error {
 	return os.RemoveAll(s.dataDir())
 }
 
+// SaveDisk copies everything that the stopped agent has on disk.
+func (s *Site) SaveDisk(dir string) error {
+	if s.Running() {
+		return fmt.Errorf("the agent of %s runs", s.Name)
+	}
+	return os.CopyFS(dir, os.DirFS(s.dataDir()))
+}
+
+// LoadDisk puts a copy that SaveDisk made in the place of the stopped agent's disk.
+func (s *Site) LoadDisk(dir string) error {
+	if err := s.LoseDisk(); err != nil {
+		return err
+	}
+	return os.CopyFS(s.dataDir(), os.DirFS(dir))
+}
+
 // Output is what the agent has logged since it was last started.
 func (s *Site) Output() []byte {
 	if s.process == nil {
