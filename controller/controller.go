@@ -137,7 +137,7 @@ func New(ctx context.Context, o Options) (_ *Hub, err error) {
 	if h.direct, err = client.New(guarded, client.Options{Scheme: scheme}); err != nil {
 		return nil, fmt.Errorf("reach the hub's Kubernetes API at %s: %w", o.Kubernetes.Host, err)
 	}
-	if err := install(ctx, h.direct); err != nil {
+	if err := Install(ctx, h.direct); err != nil {
 		return nil, err
 	}
 	if h.keys, err = enroll.LoadKeys(ctx, h.direct, o.Namespace); err != nil {
@@ -208,7 +208,7 @@ func (h *Hub) MetricsAddr() net.Addr {
 // Authenticator says who the broker's clients are. It waits a little for a hub that is just starting.
 func (h *Hub) Authenticator() mqtt.Authenticator {
 	return &enroll.Authenticator{
-		Reader: h.mgr.GetClient(), Namespace: h.o.Namespace, Prefix: h.o.Prefix, InGroup: h.work.InGroup,
+		Reader: h.mgr.GetClient(), Namespace: h.o.Namespace, Prefix: h.o.Prefix, InGroup: h.work.InGroup, Refusals: &h.work.Refusals,
 		Synced: func(ctx context.Context) bool {
 			select {
 			case <-h.synced:

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -127,6 +128,9 @@ func (i *inbox) redeem(ctx context.Context, l letter) (*bundlefmt.EnrollResponse
 		return nil, fmt.Errorf("read token %s: %w", l.topic.Token, err)
 	}
 	answer, err := enroll.Redeem(ctx, i.h.mgr.GetClient(), i.h.keys, &t, r)
+	if final := (enroll.Final{}); errors.As(err, &final) {
+		i.h.work.Refusals.Note(types.NamespacedName{Namespace: t.Namespace, Name: t.Name}, r.Cluster, err)
+	}
 	if err == nil {
 		i.log.Info().Str("cluster", l.topic.Workspace+"/"+r.Cluster).Str("token", t.Name).Str("agent", r.Agent).Msg("cluster enrolled")
 	}

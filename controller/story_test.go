@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -745,4 +746,38 @@ func freeAddr(t *testing.T) string {
 	}
 	defer func() { _ = l.Close() }()
 	return l.Addr().String()
+}
+
+// A token that is restored from a backup, and so created anew, ends when it was to end. Whoever changes the end gives it more time.
+func TestTokenKeepsItsEnd(t *testing.T) {
+	h := newHub(t)
+	h.create(&v1alpha1.ClusterRegistrationToken{ObjectMeta: metav1.ObjectMeta{Name: "stores"}, Spec: v1alpha1.ClusterRegistrationTokenSpec{TTL: &metav1.Duration{Duration: time.Hour}, SecretHash: strings.Repeat("a", 64)}})
+	ends := func(what string, ok func(time.Time) bool) (k v1alpha1.ClusterRegistrationToken) {
+		t.Helper()
+		wait(t, what, func() (bool, string) {
+			err := h.kube.Get(t.Context(), client.ObjectKey{Namespace: h.ns, Name: "stores"}, &k)
+			return err == nil && k.Spec.Expires != nil && k.Status.Expires.Equal(k.Spec.Expires) && ok(k.Spec.Expires.Time), fmt.Sprintf("%v %+v", err, k)
+		})
+		return k
+	}
+	k := ends("an hour", func(time.Time) bool { return true })
+	if want := k.CreationTimestamp.Add(time.Hour); !k.Spec.Expires.Time.Equal(want) {
+		t.Errorf("ends at %s, want %s", k.Spec.Expires, want)
+	}
+	past := metav1.NewTime(time.Now().Add(-time.Minute).Truncate(time.Second))
+	k.Spec.Expires = &past
+	if err := h.kube.Update(t.Context(), &k); err != nil {
+		t.Fatal(err)
+	}
+	k = ends("to have ended", past.Time.Equal)
+	again := &v1alpha1.ClusterRegistrationToken{ObjectMeta: metav1.ObjectMeta{Name: k.Name}, Spec: k.Spec}
+	if err := h.kube.Delete(t.Context(), &k); err != nil {
+		t.Fatal(err)
+	}
+	h.create(again)
+	wait(t, "the restored one to have ended", func() (bool, string) {
+		var r v1alpha1.ClusterRegistrationToken
+		err := h.kube.Get(t.Context(), client.ObjectKeyFromObject(again), &r)
+		return err == nil && r.Status.Expires.Time.Equal(past.Time) && meta.IsStatusConditionFalse(r.Status.Conditions, v1alpha1.ConditionReady), fmt.Sprintf("%v %+v", err, r)
+	})
 }

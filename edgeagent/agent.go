@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -36,6 +37,7 @@ type Agent struct {
 	applier  *apply.Applier
 	listener net.Listener // nil: no metrics
 	metrics  *metrics
+	advice   atomic.Pointer[error] // why the hub refuses the site's key, and what to do
 }
 
 // New validates options, takes the data directory (store.ErrLocked if another agent has it) and listens. Call Run afterwards,

@@ -127,7 +127,7 @@ func (a *Agent) enroll(ctx context.Context, s *site, id store.Identity) (store.I
 	if err != nil {
 		return id, err
 	}
-	r, err := a.redeem(ctx, t, key)
+	r, err := a.redeem(ctx, t, key, a.o.Cluster)
 	if err != nil {
 		return id, err
 	}
@@ -185,13 +185,67 @@ func (a *Agent) key(s *site, id store.Identity) (*ecdsa.PrivateKey, store.Identi
 	return key, with, nil
 }
 
+// rejoin enrols a site again that the hub does not know any more: somebody deleted its Cluster by mistake. Name, key and certificate
+// stay as they are, and so does what runs; the hub decides whether the token may do that.
+func (a *Agent) rejoin(ctx context.Context, s *site, id store.Identity, denied <-chan struct{}) {
+	for n := 1; ctx.Err() == nil; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-denied:
+		}
+		err := a.again(ctx, s, id)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			a.advice.Store(nil)
+			a.log.Info().Msg("the hub refused this site's key: enrolled again under it, with the token")
+			n = 0
+		} else {
+			a.advice.Store(&err)
+			a.log.Error().Err(err).Msg("no link, and this site could not enrol again")
+			s.post(func() {
+				if !s.link.up {
+					s.linkDown(err)
+				}
+			})
+		}
+		wait := s.backoff(n + 1)
+		if errors.Is(err, errFinal) {
+			wait = max(wait, s.o.Timing.RetryMax/2)
+		}
+		pause(ctx, wait)
+	}
+}
+
+// again makes one attempt of rejoin.
+func (a *Agent) again(ctx context.Context, s *site, id store.Identity) error {
+	const what = "the hub refuses this site's key (its Cluster was deleted, the key was revoked, or the hub is only starting); what runs here stays. To enrol again, make a token on the hub (shoal token create)"
+	t, err := a.o.ticket()
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s and give its file with --token-file (%w)", what, err)
+	case t.Workspace != id.Workspace || !bytes.Equal(t.Root, id.Root):
+		return fmt.Errorf("%s in workspace %s: the one in %s is for workspace %s or for another hub", what, id.Workspace, a.o.TokenFile, t.Workspace)
+	}
+	key, _, err := a.key(s, id)
+	if err != nil {
+		return err
+	}
+	if _, err := a.redeem(ctx, t, key, id.Cluster); err != nil {
+		return fmt.Errorf("the hub refuses this site's key; what runs here stays: %w", err)
+	}
+	return nil
+}
+
 // redeem asks the hub for an identity.
-func (a *Agent) redeem(ctx context.Context, t bundlefmt.Ticket, key *ecdsa.PrivateKey) (*bundlefmt.EnrollResponse, error) {
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: a.o.Cluster}}, key)
+func (a *Agent) redeem(ctx context.Context, t bundlefmt.Ticket, key *ecdsa.PrivateKey, name string) (*bundlefmt.EnrollResponse, error) {
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, key)
 	if err != nil {
 		return nil, fmt.Errorf("make certificate request: %w", err)
 	}
-	body, err := json.Marshal(bundlefmt.EnrollRequest{Cluster: a.o.Cluster, CSR: csr, Agent: a.o.Version})
+	body, err := json.Marshal(bundlefmt.EnrollRequest{Cluster: name, CSR: csr, Agent: a.o.Version})
 	if err != nil {
 		return nil, fmt.Errorf("encode enrolment request: %w", err)
 	}
@@ -204,11 +258,11 @@ func (a *Agent) redeem(ctx context.Context, t bundlefmt.Ticket, key *ecdsa.Priva
 	case err != nil:
 		return nil, err
 	case r.Error != "" && r.Final:
-		return nil, fmt.Errorf("enrol as %q: %w: %s", a.o.Cluster, errFinal, r.Error)
+		return nil, fmt.Errorf("enrol as %q: %w: %s", name, errFinal, r.Error)
 	case r.Error != "":
-		return nil, fmt.Errorf("enrol as %q: the hub cannot do it now: %s", a.o.Cluster, r.Error)
-	case r.Workspace != t.Workspace || r.Cluster != a.o.Cluster:
-		return nil, fmt.Errorf("answer of the hub: it is for %s/%s, asked was %s/%s", r.Workspace, r.Cluster, t.Workspace, a.o.Cluster)
+		return nil, fmt.Errorf("enrol as %q: the hub cannot do it now: %s", name, r.Error)
+	case r.Workspace != t.Workspace || r.Cluster != name:
+		return nil, fmt.Errorf("answer of the hub: it is for %s/%s, asked was %s/%s", r.Workspace, r.Cluster, t.Workspace, name)
 	}
 	return r, nil
 }

@@ -1,6 +1,7 @@
 package edgeagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -12,7 +13,8 @@ import (
 // alive is how long the loop may take to answer /healthz: a slow disk holds it up for seconds, never longer.
 const alive = 10 * time.Second
 
-// serve answers /metrics and /healthz. A site without a link is healthy: it does what it is for.
+// serve answers /metrics, /healthz and /readyz. A site without a link is healthy and ready: it does what it is for. One that has
+// never enrolled is not ready: nothing can be ordered for it.
 func (a *Agent) serve(ctx context.Context, s *site) {
 	if a.listener == nil {
 		return
@@ -30,6 +32,34 @@ func (a *Agent) serve(ctx context.Context, s *site) {
 		case <-ctx.Done():
 			http.Error(w, "the agent's loop does not answer", http.StatusServiceUnavailable)
 		}
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), alive)
+		defer cancel()
+		problem := make(chan string, 1)
+		ask := func() {
+			if s.id.Enrolled() {
+				problem <- ""
+				return
+			}
+			problem <- "this site has not enrolled: " + cmp.Or(s.link.err, "no attempt has ended yet")
+		}
+		text := "the agent's loop does not answer"
+		select {
+		case s.inbox <- ask:
+			select {
+			case text = <-problem:
+			case <-ctx.Done():
+			case <-s.done:
+			}
+		case <-s.done:
+		case <-ctx.Done():
+		}
+		if text != "" {
+			http.Error(w, text, http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() {

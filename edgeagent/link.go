@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"sync"
@@ -40,7 +41,9 @@ func (a *Agent) link(ctx context.Context, s *site) {
 	var kept sync.WaitGroup
 	defer kept.Wait()
 	kept.Go(func() { a.keepIdentity(ctx, id) })
-	c, goodbye, err := a.client(s, id)
+	denied := make(chan struct{}, 1)
+	kept.Go(func() { a.rejoin(ctx, s, id, denied) })
+	c, goodbye, err := a.client(s, id, denied)
 	if err != nil { // the identity on disk is at fault: a person must look, the site goes on without a link
 		a.log.Error().Err(err).Msg("no link to the hub is possible")
 		s.post(func() { s.linkDown(err) })
@@ -81,7 +84,7 @@ func (a *Agent) link(ctx context.Context, s *site) {
 }
 
 // client makes the connection of an enrolled site. goodbye is the presence message of a clean stop.
-func (a *Agent) client(s *site, id store.Identity) (c *mqtt.Client, goodbye func() mqtt.Message, err error) {
+func (a *Agent) client(s *site, id store.Identity, denied chan struct{}) (c *mqtt.Client, goodbye func() mqtt.Message, err error) {
 	conf, err := tlsConfig(id, a.log)
 	if err != nil {
 		return nil, nil, err
@@ -108,9 +111,17 @@ func (a *Agent) client(s *site, id store.Identity) (c *mqtt.Client, goodbye func
 			will := presence(gone)
 			return mqtt.Attempt{Will: &will, Birth: []mqtt.Message{presence(p)}}, nil
 		},
-		OnUp:   func() { s.post(s.linkUp) },
-		OnDown: func(err error) { s.post(func() { s.linkDown(err) }) },
-		Log:    a.o.Log.With().Str("component", "mqtt").Logger(),
+		OnUp: func() { s.post(s.linkUp) },
+		OnDown: func(err error) {
+			if errors.Is(err, mqtt.ErrNotAuthorized) {
+				if advice := a.advice.Load(); advice != nil {
+					err = *advice
+				}
+				offer(denied, struct{}{})
+			}
+			s.post(func() { s.linkDown(err) })
+		},
+		Log: a.o.Log.With().Str("component", "mqtt").Logger(),
 	})
 	if err != nil {
 		return nil, nil, err

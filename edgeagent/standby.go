@@ -14,7 +14,7 @@ import (
 	"shoal.dev/shoal/edgeagent/store"
 )
 
-// Standby returns when no other agent has the data directory. Until then it answers /healthz: with 200 once it has read what it
+// Standby returns when no other agent has the data directory. Until then it answers /healthz and /readyz: with 200 once it has read what it
 // will take over and has talked to the API server, so that an update of the agent's own Deployment ends the old Pod only when
 // the new one can do its work. Whoever calls it calls New next, and comes back on store.ErrLocked.
 func Standby(ctx context.Context, o Options) error {
@@ -44,13 +44,15 @@ func Standby(ctx context.Context, o Options) error {
 			return fmt.Errorf("listen for metrics (--metrics-listen): %w", err)
 		}
 		mux := http.NewServeMux()
-		mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		answer := func(w http.ResponseWriter, _ *http.Request) {
 			if s := *why.Load(); s != "" {
 				http.Error(w, "standing by: "+s, http.StatusServiceUnavailable)
 				return
 			}
 			_, _ = w.Write([]byte("standing by\n"))
-		})
+		}
+		mux.HandleFunc("GET /healthz", answer)
+		mux.HandleFunc("GET /readyz", answer)
 		srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}
 		done := make(chan struct{})
 		go func() {

@@ -542,6 +542,7 @@ func TestEnrolmentErrors(t *testing.T) {
 			h := newHub(t)
 			s := newSite(t, h, "store-1")
 			k := h.ticket(s.link.Addr())
+			s.o.MetricsListen = freeAddr(t)
 			c.change(h, s, &k)
 			if err := os.WriteFile(s.o.TokenFile, []byte(k.String()), 0o600); err != nil {
 				t.Fatal(err)
@@ -559,6 +560,13 @@ func TestEnrolmentErrors(t *testing.T) {
 			if strings.Contains(s.log.String(), k.Secret) && k.Secret != "guess" {
 				t.Error("the log holds the secret")
 			}
+			page := func(path string) error { return get(t.Context(), "http://"+s.o.MetricsListen+path) }
+			if err := page("/healthz"); err != nil {
+				t.Errorf("a site that has not enrolled is alive: %v", err)
+			}
+			if err := page("/readyz"); err == nil || !strings.Contains(err.Error(), "this site has not enrolled") {
+				t.Errorf("a site that has not enrolled is not ready, got %v", err)
+			}
 			// A right token in the same file, and it goes on by itself.
 			h.mu.Lock()
 			delete(h.names, "store-1")
@@ -567,6 +575,9 @@ func TestEnrolmentErrors(t *testing.T) {
 				t.Fatal(err)
 			}
 			h.awaitPresence(s.c, "online", func(p *bundlefmt.Presence) bool { return p.Online })
+			if err := page("/readyz"); err != nil {
+				t.Errorf("enrolled: %v", err)
+			}
 		})
 	}
 }

@@ -157,7 +157,7 @@ func parse(cmd string, args []string, getenv func(string) string, stdout io.Writ
 	fs.BoolVar(&c.standby, "standby", false, "while another agent runs with the data directory, wait for it to end")
 	fs.StringVar(&c.prefix, "topic-prefix", string(topics.Default), "start of every MQTT `topic`; the same as on the hub")
 	fs.DurationVar(&c.keepAlive, "keep-alive", time.Minute, "`interval` after which a quiet link is probed; the hub sees a lost one within 1.5 of it, and attempts to connect are at most 2 of it apart")
-	fs.StringVar(&c.metricsListen, "metrics-listen", "", "`address` of /metrics and /healthz, such as :9464; empty: none")
+	fs.StringVar(&c.metricsListen, "metrics-listen", "", "`address` of /metrics, /healthz and /readyz, such as :9464; empty: none")
 	fs.StringVar(&c.logLevel, "log-level", "info", logging.LevelHelp)
 	fs.StringVar(&c.logFormat, "log-format", "auto", logging.FormatHelp)
 	switch err := fs.Parse(args); {

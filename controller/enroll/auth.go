@@ -29,6 +29,7 @@ type Authenticator struct {
 	Namespace string // of the hub's own Secrets
 	Prefix    topics.Prefix
 	InGroup   func(c topics.Cluster, group string) bool
+	Refusals  *Refusals
 }
 
 type session struct {
@@ -128,6 +129,7 @@ func (a *Authenticator) enrollee(ctx context.Context, c mqtt.Connect) (mqtt.Sess
 	}
 	sum := sha256.Sum256(c.Password)
 	if subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(t.Spec.SecretHash)) != 1 {
+		a.Refusals.Note(client.ObjectKeyFromObject(&t), "", errors.New("wrong secret: the token file is cut, or is of an older token of this name"))
 		return nil, fmt.Errorf("enrolment with token %s/%s: wrong secret", workspace, name)
 	}
 	// An expired token may still ask: it is told so, which CONNACK could not say.

@@ -27,6 +27,9 @@ const DefaultTTL = 7 * 24 * time.Hour
 
 // Expires says when a token stops working.
 func Expires(t *v1alpha1.ClusterRegistrationToken) time.Time {
+	if t.Spec.Expires != nil {
+		return t.Spec.Expires.Time
+	}
 	ttl := DefaultTTL
 	if t.Spec.TTL != nil {
 		ttl = t.Spec.TTL.Duration
@@ -100,6 +103,10 @@ func admit(ctx context.Context, c client.Client, who applicant) error {
 	}
 	if slices.Contains(cl.Spec.AgentKeys, who.hash) {
 		return nil
+	}
+	if slices.Contains(cl.Status.KnownKeys, who.hash) {
+		return finalf("the key of this site was revoked on the hub, and a token does not change that: to let it in again: kubectl -n %s patch clusters.shoal.dev %s --type=json -p '[{\"op\":\"add\",\"path\":\"/spec/agentKeys\",\"value\":[%q]}]'; or enrol under a new key: stop the agent, remove the file identity in its data directory, and the identity Secret if there is one",
+			who.Workspace, who.Name, who.hash)
 	}
 	if len(cl.Spec.AgentKeys) > 0 {
 		return finalf("the cluster name %q is taken by another key: choose another --cluster-name, or, if this box replaces that one, let an operator release the name first: kubectl -n %s patch clusters.shoal.dev %s --type=merge -p '{\"spec\":{\"agentKeys\":[]}}'",

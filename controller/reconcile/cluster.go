@@ -440,11 +440,26 @@ func clusterStatus(cl *v1alpha1.Cluster, m fleet.Member, wrong fleet.Problem, no
 	}
 	if !m.Unseen(cl.Generation) { // else this is about the generation before
 		s.ObservedGeneration = cl.Generation
+		s.KnownKeys = knownKeys(s.KnownKeys, cl.Spec.AgentKeys)
 	}
 	s.StateSince = since(s.Display.State, state, s.StateSince, now)
 	s.Display = v1alpha1.ClusterDisplay{ReadyBundles: t.ready(), State: state, Message: message}
 	s.Summary, s.NotReady = t.summary, t.causesFirst()
 	clusterConditions(cl, state, message, wrong)
+}
+
+// known is how many keys are remembered; see the definition.
+const known = 64
+
+// knownKeys adds keys to those known before, oldest first. The oldest go first.
+func knownKeys(before, keys []string) []string {
+	out := slices.Clone(before)
+	for _, k := range keys {
+		if !slices.Contains(out, k) {
+			out = append(out, k)
+		}
+	}
+	return out[max(0, len(out)-known):]
 }
 
 func clusterConditions(cl *v1alpha1.Cluster, state v1alpha1.State, message string, wrong fleet.Problem) {

@@ -46,10 +46,12 @@ type Hub struct {
 	Disconnect           func(identity string) // ends the connections of an identity; nil where the broker is not ours
 	Log                  zerolog.Logger
 
-	clusters, bundles queue
-	floors            floors
-	written           written
-	keys              keyring
+	Refusals enroll.Refusals // of attempts to enrol
+
+	clusters, bundles, tokens queue
+	floors                    floors
+	written                   written
+	keys                      keyring
 }
 
 // Finalizer keeps deleted Bundles and Clusters until the fleet was told.
@@ -102,10 +104,14 @@ func (h *Hub) Changed(c topics.Cluster) {
 	}
 }
 
+// refusalsEvery bounds how often a token's status is written because of refused attempts: whoever can reach the port makes them.
+const refusalsEvery = 5 * time.Second
+
 // Setup registers the reconcilers with mgr.
 func (h *Hub) Setup(mgr ctrl.Manager) error {
-	h.clusters.ready, h.bundles.ready = make(chan struct{}), make(chan struct{})
+	h.clusters.ready, h.bundles.ready, h.tokens.ready = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	h.Client, h.Direct = mgr.GetClient(), mgr.GetAPIReader()
+	h.Refusals.Noted = func(t types.NamespacedName) { h.tokens.add(t.Namespace, t.Name, refusalsEvery) }
 	specOrLabels := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}))
 	factsToo := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}, factsChanged()))
 	namedOrLabels := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))
@@ -134,6 +140,7 @@ func (h *Hub) Setup(mgr ctrl.Manager) error {
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).Named("token").For(&v1alpha1.ClusterRegistrationToken{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, h.statusEdited()))).
 		Watches(&v1alpha1.Cluster{}, handler.EnqueueRequestsFromMapFunc(tokenOf)).
+		WatchesRawSource(source.Func(h.tokens.start)).
 		Watches(&v1alpha1.ClusterGroup{}, handler.EnqueueRequestsFromMapFunc(h.everyToken), specOrLabels).
 		Complete(reconcile.Func(h.reconcileToken)); err != nil {
 		return fmt.Errorf("set up registration tokens: %w", err)

@@ -31,6 +31,13 @@ func (h *Hub) reconcileToken(ctx context.Context, req ctrl.Request) (ctrl.Result
 	if err := h.Client.Get(ctx, req.NamespacedName, &t); err != nil || t.DeletionTimestamp != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
+	if t.Spec.Expires == nil {
+		end := metav1.NewTime(enroll.Expires(&t))
+		t.Spec.Expires = &end
+		if err := h.Client.Update(ctx, &t); err != nil {
+			return ctrl.Result{}, ignoreConflict(err)
+		}
+	}
 	if t.Spec.SecretHash == "" {
 		if err := h.completeToken(ctx, &t); err != nil {
 			return ctrl.Result{}, err
@@ -44,7 +51,12 @@ func (h *Hub) reconcileToken(ctx context.Context, req ctrl.Request) (ctrl.Result
 	}
 	now := time.Now()
 	h.tokenStatus(&t, clusters.Items, problem, now)
-	return ctrl.Result{RequeueAfter: max(0, t.Status.Expires.Sub(now)) + time.Second}, h.writeStatus(ctx, before, &t)
+	noted := h.Refusals.Add(&t)
+	if err := h.writeStatus(ctx, before, &t); err != nil {
+		return ctrl.Result{}, err
+	}
+	noted()
+	return ctrl.Result{RequeueAfter: max(0, t.Status.Expires.Sub(now)) + time.Second}, nil
 }
 
 func (h *Hub) tokenStatus(t *v1alpha1.ClusterRegistrationToken, clusters []v1alpha1.Cluster, problem error, now time.Time) {

@@ -130,6 +130,12 @@ type ClusterStatus struct {
 	// ReportedSerial is the number of the newest desired document the cluster reported.
 	// +optional
 	ReportedSerial int64 `json:"reportedSerial,omitempty"`
+	// KnownKeys are those that spec.agentKeys has held, as far as the hub has seen it. One that is not there any more was revoked:
+	// no token lets it in again.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	KnownKeys []string `json:"knownKeys,omitempty"`
 	// Conditions: Ready and Enrolled.
 	// +optional
 	// +listType=map

@@ -11,8 +11,10 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`,description="Whether agents can enrol with it now"
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Enrolled",type=integer,JSONPath=`.status.enrolled`,description="Clusters that enrolled with it"
+// +kubebuilder:printcolumn:name="Refused",type=integer,JSONPath=`.status.refused`,description="Attempts to enrol with it that were refused"
 // +kubebuilder:printcolumn:name="Group",type=string,JSONPath=`.spec.clusterGroup`
 // +kubebuilder:printcolumn:name="Expires",type=string,JSONPath=`.status.expires`
+// +kubebuilder:printcolumn:name="Last refusal",type=string,JSONPath=`.status.lastRefusal.reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="a token's name must be a DNS label: lower case letters, digits and '-', at most 63 characters"
 type ClusterRegistrationToken struct {
@@ -37,10 +39,15 @@ type ClusterRegistrationTokenList struct {
 
 // ClusterRegistrationTokenSpec says what a token is good for.
 type ClusterRegistrationTokenSpec struct {
-	// TTL is how long after its creation the token can be used. Default: 168h (one week).
+	// TTL is how long after its creation the token can be used. Default: 168h (one week). The hub makes expires of it, once.
 	// +optional
 	// +kubebuilder:default="168h"
 	TTL *metav1.Duration `json:"ttl,omitempty"`
+
+	// Expires is when the token stops working; ttl does not count any more. The hub sets it where it is missing: a token that is
+	// restored from a backup is created anew, but its time does not start anew. Change it to give the token more time.
+	// +optional
+	Expires *metav1.Time `json:"expires,omitempty"`
 
 	// ClusterGroup: clusters get this group's matchLabels when they enrol, so that they are in it.
 	// +optional
@@ -68,6 +75,12 @@ type ClusterRegistrationTokenStatus struct {
 	// Enrolled is how many clusters enrolled with this token.
 	// +optional
 	Enrolled int32 `json:"enrolled"`
+	// Refused is how many attempts to enrol with this token were refused.
+	// +optional
+	Refused int64 `json:"refused,omitempty"`
+	// LastRefusal is the newest of them.
+	// +optional
+	LastRefusal *Refusal `json:"lastRefusal,omitempty"`
 	// Endpoint is where agents connect, and what they trust.
 	// +optional
 	Endpoint *Endpoint `json:"endpoint,omitempty"`
@@ -76,6 +89,18 @@ type ClusterRegistrationTokenStatus struct {
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Refusal is an attempt to enrol that was refused.
+type Refusal struct {
+	// Time of the attempt.
+	Time metav1.Time `json:"time"`
+	// Cluster is the name that the site asked for; empty where it did not get so far.
+	// +optional
+	Cluster string `json:"cluster,omitempty"`
+	// Reason it was refused for.
+	// +kubebuilder:validation:MaxLength=1024
+	Reason string `json:"reason"`
 }
 
 // Endpoint is where agents connect, and what they trust.
