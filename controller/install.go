@@ -25,8 +25,8 @@ const fieldManager = "shoal-controller"
 // uncached lists kinds that are read from the API server each time.
 func uncached() []client.Object { return []client.Object{&corev1.Secret{}, &corev1.ConfigMap{}} }
 
-// install brings the resource definitions up to date.
-func install(ctx context.Context, c client.Client) error {
+// Install brings the resource definitions up to date.
+func Install(ctx context.Context, c client.Client) error {
 	for _, doc := range deploy.CRDs() {
 		var u unstructured.Unstructured
 		if err := yaml.Unmarshal(doc, &u.Object); err != nil {

@@ -19,7 +19,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/util/csaupgrade"
 	"sigs.k8s.io/yaml"
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
@@ -212,6 +214,13 @@ func applyBundle(ctx context.Context, bundles dynamic.ResourceInterface, b *v1al
 	if err != nil {
 		return "", err
 	}
+	if !dryRun {
+		if err := takeOver(ctx, bundles, b.Name); err != nil {
+			return "", err
+		}
+	} else if byKubectl(before) {
+		force = true // takeOver will have been there
+	}
 	opts := metav1.PatchOptions{FieldManager: fieldManager, Force: &force, FieldValidation: metav1.FieldValidationStrict}
 	if dryRun {
 		opts.DryRun = []string{metav1.DryRunAll}
@@ -231,6 +240,30 @@ func applyBundle(ctx context.Context, bundles dynamic.ResourceInterface, b *v1al
 		return "unchanged", nil
 	}
 	return "configured", nil
+}
+
+// kubectlApply is the field manager of kubectl apply without --server-side.
+const kubectlApply = "kubectl-client-side-apply"
+
+func byKubectl(b *v1alpha1.Bundle) bool {
+	return b != nil && slices.ContainsFunc(b.ManagedFields, func(m metav1.ManagedFieldsEntry) bool { return m.Manager == kubectlApply })
+}
+
+// takeOver makes what kubectl apply has written ours: it was the same person's way to do the same. Other managers stay.
+func takeOver(ctx context.Context, bundles dynamic.ResourceInterface, name string) error {
+	u, err := bundles.Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	patch, err := csaupgrade.UpgradeManagedFieldsPatch(u, sets.New(kubectlApply), fieldManager)
+	if err != nil || patch == nil {
+		return err
+	}
+	_, err = bundles.Patch(ctx, name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	return err
 }
 
 func get(ctx context.Context, bundles dynamic.ResourceInterface, name string) (*v1alpha1.Bundle, error) {

@@ -24,11 +24,14 @@ type app struct {
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		applyCommand(a),
+		backupCommand(a),
 		controllerCommand(a),
 		diffCommand(a),
 		getCommand(a),
 		lintCommand(a),
 		renderCommand(a),
+		restoreCommand(a),
+		resumeCommand(a),
 		schemaCommand(a),
 		targetCommand(a),
 		topicsCommand(a),
