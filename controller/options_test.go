@@ -133,7 +133,7 @@ func TestValuesOfEachCluster(t *testing.T) {
 	b := h.waitBundle("web", "names the cluster without a label", func(b *v1alpha1.Bundle) bool {
 		return b.Status.Summary.ErrRendered == 1 && b.Status.Summary.WaitApplied == 2
 	})
-	for _, part := range []string{"target all", "cluster bare", "where: ${ .ClusterLabels.region }", `no entry for key "region"`} {
+	for _, part := range []string{"target all", "cluster bare", "helm.values.where: in \"${ .ClusterLabels.region }\"", `no entry for key "region"`} {
 		if !strings.Contains(b.Status.Display.Message, part) {
 			t.Errorf("message %q lacks %q", b.Status.Display.Message, part)
 		}
