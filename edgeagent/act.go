@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"shoal.dev/shoal/bundlefmt"
@@ -59,10 +60,15 @@ func (s *site) check(ctx context.Context, a plan.Action) func(time.Time) {
 	if failed != nil {
 		return failed
 	}
-	_ = s.ask(func() error { s.localFor(a.Deployment).Changed = time.Time{}; return nil })
+	d := deployment(a, b)
+	_ = s.ask(func() error {
+		s.localFor(a.Deployment).Changed = time.Time{}
+		d.Runs = runsOf(s.records[a.Deployment])
+		return nil
+	})
 	ctx, stop, overdue := s.limited(ctx, a, 0)
 	defer stop()
-	st, err := s.a.applier.Check(ctx, deployment(a, b))
+	st, err := s.a.applier.Check(ctx, d)
 	err = overdue(err)
 	return func(now time.Time) {
 		if s.stopping(err) {
@@ -84,6 +90,7 @@ func (s *site) checked(a plan.Action, st apply.Status, err error, now time.Time)
 	if l.Failed != nil && (l.Failed.Verb == plan.Check || l.Failed.Verb == plan.Repair && st.Modified.Count == 0) {
 		l.Failed = nil
 	}
+	s.keepRuns(a.Deployment, st.Runs)
 	s.judge(a, st, now)
 	h := &plan.Health{At: now, Modified: st.Modified.Count, SiteValues: st.SiteValues, NotReady: st.NotReady.Count, Failed: st.Failed.Count > 0, Message: describe(st)}
 	if h.NotReady > 0 {
@@ -137,6 +144,8 @@ func describe(st apply.Status) string {
 		return pick(st.NotReady, "are not ready")
 	case st.Unverified.Count > 0:
 		return pick(st.Unverified, "cannot be compared")
+	case st.Suspended.Count > 0:
+		return pick(st.Suspended, "are suspended")
 	}
 	return ""
 }
@@ -166,6 +175,7 @@ func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 	}
 	d := deployment(a, b)
 	s.inherit(&d)
+	d.Progress = s.waits(a.Deployment)
 	var before []bundlefmt.Ref
 	if err := s.intend(ctx, a, &d, &before); err != nil {
 		return func(now time.Time) {
@@ -182,15 +192,18 @@ func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 	}
 	if superseded(ctx) && err != nil {
 		return func(time.Time) {
+			s.keepRuns(a.Deployment, res.Runs)
 			s.log.Info().Str("deployment", a.Deployment).Stringer("serial", a.Release.Serial).Msg("apply ended early: a newer order came")
 		}
 	}
+	d.Runs = res.Runs
 	st, cerr := s.a.applier.Check(ctx, d)
 	cerr = overdue(cerr)
 	return func(now time.Time) {
 		if s.stopping(err) || s.stopping(cerr) && err == nil {
 			return
 		}
+		s.keepRuns(a.Deployment, res.Runs) // also of a release that did not succeed: what has run is not run again with the next attempt
 		s.applied(a, res, err, now)
 		l := s.localFor(a.Deployment)
 		if err == nil {
@@ -200,6 +213,28 @@ func (s *site) apply(ctx context.Context, a plan.Action) func(time.Time) {
 			l.errors = res.Errors
 		}
 	}
+}
+
+// runsOf are the runs of a record.
+func runsOf(r store.Record) []apply.Run {
+	out := make([]apply.Run, 0, len(r.Runs))
+	for _, x := range r.Runs {
+		out = append(out, apply.Run(x))
+	}
+	return out
+}
+
+// keepRuns writes down what has run, or has begun to.
+func (s *site) keepRuns(name string, runs []apply.Run) {
+	r := s.records[name]
+	if r.Name == "" || slices.Equal(runsOf(r), runs) {
+		return
+	}
+	r.Runs = nil
+	for _, x := range runs {
+		r.Runs = append(r.Runs, store.Run(x))
+	}
+	s.note(r, "keep what has run")
 }
 
 func superseded(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errSuperseded) }
@@ -224,7 +259,7 @@ func (s *site) intend(ctx context.Context, a plan.Action, d *apply.Deployment, b
 		l.Changed = time.Time{}
 		r := s.records[a.Deployment]
 		r.Name = a.Deployment
-		d.Was = r.Objects
+		d.Was, d.Runs = r.Objects, runsOf(r)
 		if moves(a.Verb) {
 			d.Operation = operation(a.Verb, r)
 			rel := store.Release(a.Release)
@@ -420,7 +455,7 @@ func (s *site) proveLink(now time.Time) {
 }
 
 func (s *site) remove(ctx context.Context, a plan.Action) func(time.Time) {
-	d := apply.Deployment{Name: a.Deployment}
+	d := apply.Deployment{Name: a.Deployment, Progress: s.waits(a.Deployment)}
 	s.inherit(&d)
 	var refs []bundlefmt.Ref
 	var keys store.Keys
@@ -456,6 +491,23 @@ func (s *site) remove(ctx context.Context, a plan.Action) func(time.Time) {
 	}
 }
 
+// stillToGo names what holds a removal up, and counts what only waits for that.
+func stillToGo(remaining []apply.Finding) string {
+	holding := slices.DeleteFunc(slices.Clone(remaining), func(f apply.Finding) bool { return f.Reason == apply.InProgress })
+	if len(holding) == 0 {
+		holding = remaining[:1]
+	}
+	var said []string
+	for _, f := range holding[:min(len(holding), 5)] {
+		said = append(said, f.String())
+	}
+	msg := fmt.Sprintf("%d objects are still to go: %s", len(remaining), strings.Join(said, "; "))
+	if n := len(remaining) - len(said); n > 0 {
+		msg += fmt.Sprintf("; and %d more", n)
+	}
+	return msg
+}
+
 func (s *site) removed(a plan.Action, res apply.Removed, err error, now time.Time) {
 	for _, f := range res.Kept {
 		s.log.Info().Str("deployment", a.Deployment).Stringer("object", f.Ref).Str("why", f.Message).Msg("object stays")
@@ -473,7 +525,7 @@ func (s *site) removed(a plan.Action, res apply.Removed, err error, now time.Tim
 		if perr := s.put(r); perr != nil {
 			s.log.Error().Err(perr).Msg("keep record")
 		}
-		s.failed(a, plan.Remove, fmt.Sprintf("%d objects are still to go: %s", len(res.Remaining), res.Remaining[0]), now)
+		s.failed(a, plan.Remove, stillToGo(res.Remaining), now)
 		s.localFor(a.Deployment).Failed.Waits = waits(res.Remaining)
 		return
 	}

@@ -78,6 +78,7 @@ type local struct {
 	status   *apply.Status
 	errors   []apply.Finding // why the last apply did not succeed
 	standing standing
+	doing    string                  // what the action under way waits for
 	cancel   context.CancelCauseFunc // of the action under way
 	applied  time.Time               // when a release was brought to the cluster by this process
 }
@@ -426,7 +427,7 @@ func (s *site) begin(todo []plan.Action, now time.Time) {
 			defer cancel(nil)
 			done := s.act(ctx, a)
 			s.post(func() {
-				l.Busy, l.Doing, l.cancel = false, nil, nil
+				l.Busy, l.Doing, l.cancel, l.doing = false, nil, nil, ""
 				s.running--
 				done(time.Now())
 			})
@@ -477,6 +478,17 @@ func (s *site) localFor(name string) *local {
 	return l
 }
 
+// waits is told what an action waits for while it goes on.
+func (s *site) waits(name string) func(string) {
+	return func(what string) {
+		s.post(func() {
+			if l := s.localFor(name); l.Busy {
+				l.doing = what
+			}
+		})
+	}
+}
+
 // changed notes that something happened on the cluster.
 func (s *site) changed(name string) {
 	if l := s.local[name]; l != nil && l.Changed.IsZero() {
@@ -500,6 +512,14 @@ func (s *site) stand(a plan.Action, now time.Time) {
 	msg := a.Message
 	if a.State == bundlefmt.Downloading && msg == "" {
 		msg = s.progress(a.Deployment)
+	}
+	if l.doing != "" {
+		switch msg {
+		case "", plan.BeingRemoved:
+			msg = l.doing
+		default: // how it went the last time
+			msg += "; now " + l.doing
+		}
 	}
 	if l.standing.state == a.State {
 		if l.standing.message != msg {

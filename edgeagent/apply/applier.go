@@ -86,6 +86,11 @@ type Deployment struct {
 	// Was is the number of objects of the release that was last applied in full, without a Held prune; 0: not known. The
 	// share that a prune would delete is of this: previous is no measure, it holds the new objects as well.
 	Was int
+
+	// Progress is told, from the goroutine of Apply and Remove, what a long wait is for; nil: nobody wants to know.
+	Progress func(message string)
+
+	Runs []Run // as the last Apply or Check has returned them
 }
 
 // Operation is what an apply is to the site; it decides which hooks run.

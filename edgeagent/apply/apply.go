@@ -32,6 +32,8 @@ type Result struct {
 	// and what to do. The objects stay in Inventory, and the same is said again until Policy.ConfirmPrune or another release
 	// settles it. Ref is one of them.
 	Held *Finding
+
+	Runs []Run // for Deployment.Runs next time
 }
 
 // Err is nil when every object is applied.
@@ -191,6 +193,7 @@ func (r *release) namespaceExists(ctx context.Context, events ...bundlefmt.HookE
 // waitReady waits until everything is ready, as Helm does before its last hooks where the bundle sets a timeout.
 func (r *release) waitReady(ctx context.Context, e bundlefmt.HookEvent) error {
 	timeout := time.Duration(r.d.Policy.ReadyTimeoutSecond) * time.Second
+	v := r.a.vigil(&r.d, timeout, "the %s hooks wait until everything is ready,", e)
 	wctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for wait := pollMin; ; wait = min(2*wait, pollMax) {
@@ -207,8 +210,11 @@ func (r *release) waitReady(ctx context.Context, e bundlefmt.HookEvent) error {
 			f.Message += fmt.Sprintf("; the %s hooks were not run", e)
 			r.stop(&f)
 			return nil
-		case err == nil && pause(wctx, wait):
-			continue
+		case err == nil:
+			v.tell(notReady(st), nil)
+			if pause(wctx, wait) {
+				continue
+			}
 		}
 		f := Finding{r.objects[0].ref, InProgress, "not ready"}
 		if st.NotReady.Count > 0 {
@@ -220,6 +226,17 @@ func (r *release) waitReady(ctx context.Context, e bundlefmt.HookEvent) error {
 		r.stop(&f)
 		return nil
 	}
+}
+
+func notReady(st Status) string {
+	f := st.NotReady
+	if f.Count == 0 {
+		f = st.Modified
+	}
+	if f.Count == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d objects are not: %s", f.Count, st.Total, f.First[0])
 }
 
 // measure finds out how large the release before was. It is remembered: when this release is tried again, what it has
@@ -451,6 +468,9 @@ func (r *release) apply(ctx context.Context, o *object) error {
 	if o.live == nil && e.missing { // a repair does not bring back what may be missing
 		return nil
 	}
+	if _, over := r.a.runOf(&r.d, o); over {
+		return nil
+	}
 	want, err := r.scalers.effective(ctx, o)
 	if err != nil {
 		return err
@@ -538,6 +558,7 @@ func (r *release) nobodys(o *object) *Finding {
 // makeRoom deletes an object that cannot be changed in place, so that it can be created again: only where the policy allows
 // it, and never where more than the object would go. It waits until the object is gone; ctx bounds that.
 func (r *release) makeRoom(ctx context.Context, o *object) (done bool, err error) {
+	v := r.a.vigil(&r.d, 0, "%s is made anew,", o.ref)
 	d := deletion{a: r.a, kinds: r.kinds, deployment: r.d.Name, foreground: true}
 	if owner(o.live) != r.d.Name {
 		return false, nil // not ours yet: adopting is one thing, deleting another
@@ -560,6 +581,7 @@ func (r *release) makeRoom(ctx context.Context, o *object) (done bool, err error
 			o.live = nil
 			return true, nil
 		}
+		v.tell("it "+terminating(live), func() string { return r.a.whyStays(ctx, live) })
 		if !pause(ctx, wait) {
 			return false, ctx.Err()
 		}
@@ -650,6 +672,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // established waits until the API server serves the kind that a CRD defines, and makes the kind known.
 func (r *release) established(ctx context.Context, crd *object) error {
+	v := r.a.vigil(&r.d, 0, "%s is not served yet,", crd.ref)
 	for wait := pollMin; ; wait = min(2*wait, pollMax) {
 		switch ok, why := crdState(crd.live); {
 		case ok:
@@ -659,6 +682,7 @@ func (r *release) established(ctx context.Context, crd *object) error {
 			crd.failed(Invalid, "the CRD's names are not accepted: %s", why)
 			return nil
 		}
+		v.tell(text(condition(crd.live, "Established")), nil)
 		if !pause(ctx, wait) {
 			return ctx.Err()
 		}
@@ -755,6 +779,7 @@ func (r *release) failures() []Finding {
 // in the inventory: it may be on the cluster from an earlier release.
 func (r *release) finish(previous []Ref) {
 	r.res.Errors = r.failures()
+	r.res.Runs = r.a.runs(&r.d, r.objects)
 	have := map[id]bool{}
 	for _, o := range r.objects {
 		if o.kind.gvr.Resource == "" || o.fail != nil && (o.fail.Reason == OwnedByOther || o.fail.Reason == NobodysObject || o.fail.Reason == Protected) {

@@ -21,10 +21,13 @@ type Status struct {
 	Failed   Findings // of NotReady: waiting will not help
 	// Unverified objects could not be compared: an admission webhook refuses dry runs, or a right is missing.
 	Unverified Findings
+	Suspended  Findings // of Ready: they do nothing, as they are told to
 
 	// SiteValues counts the objects of Modified that differ only in what the site fills in: the site has new values, and
 	// wants them applied whether or not drift is to be corrected.
 	SiteValues int
+
+	Runs []Run // for Deployment.Runs next time
 }
 
 // Check looks and changes nothing. An object that nobody touched since it was last found as wanted costs no request of its
@@ -82,6 +85,7 @@ func (c *checking) run(ctx context.Context) error {
 			return err
 		}
 	}
+	c.st.Runs = c.a.runs(&c.d, objects)
 	return nil
 }
 
@@ -111,18 +115,19 @@ func (c *checking) object(ctx context.Context, o *object) error {
 			c.st.Ready++
 			return nil
 		}
+		if run, over := c.a.runOf(&c.d, o); over {
+			if run.End == RunFailed {
+				c.count(&Finding{o.ref, Failed, "has failed and is gone: " + run.Why + "; forceSyncGeneration runs it again"})
+			} else {
+				c.count(nil)
+			}
+			return nil
+		}
 		c.st.missing(o)
 		return nil
 	}
 	ready := c.ready.of(ctx, o)
-	if ready != nil {
-		c.st.NotReady.add(*ready)
-		if ready.Reason == Failed {
-			c.st.Failed.add(*ready)
-		}
-	} else {
-		c.st.Ready++
-	}
+	c.count(ready)
 	if had := owner(o.live); had != "" && had != c.d.Name {
 		c.st.Modified.add(*o.claim(c.d.Name))
 		return nil
@@ -161,6 +166,23 @@ func (c *checking) object(ctx context.Context, o *object) error {
 	}
 	return nil
 }
+
+// count takes over what readiness says.
+func (c *checking) count(ready *Finding) {
+	switch {
+	case ready == nil:
+		c.st.Ready++
+	case ready.Reason == Suspended:
+		c.st.Ready++
+		c.st.Suspended.add(*ready)
+	default:
+		c.st.NotReady.add(*ready)
+		if ready.Reason == Failed {
+			c.st.Failed.add(*ready)
+		}
+	}
+}
+
 func (st *Status) missing(o *object) {
 	f := Finding{o.ref, Missing, "missing"}
 	if o.fail != nil {

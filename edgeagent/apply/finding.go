@@ -24,6 +24,7 @@ const (
 	Unavailable      Reason = "Unavailable"      // the API of this kind does not answer; others do
 	Conflict         Reason = "Conflict"         // somebody else changed it at the same moment
 	Failed           Reason = "Failed"           // it will not become ready by waiting
+	Suspended        Reason = "Suspended"        // it does nothing, as it is told to: ready
 	InProgress       Reason = "InProgress"       // it becomes ready, or nobody has looked at it yet
 	Missing          Reason = "Missing"          // it is not on the cluster
 	Modified         Reason = "Modified"         // it differs from the bundle

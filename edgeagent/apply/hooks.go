@@ -118,7 +118,7 @@ func (a *Applier) runHooks(ctx context.Context, p *pass, hooks []*hook, e bundle
 	run := hooksAt(hooks, e)
 	for i, h := range run {
 		a.log.Info().Str("deployment", p.d.Name).Str("hook", string(e)).Stringer("object", h.ref).Msg("running hook")
-		f, err := a.runHook(ctx, p, h)
+		f, err := a.runHook(ctx, p, h, e)
 		if err != nil {
 			return nil, fmt.Errorf("%s hook %s: %w", e, h.ref, err)
 		}
@@ -164,14 +164,14 @@ func (a *Applier) clearHook(ctx context.Context, p *pass, h *hook) error {
 }
 
 // runHook creates one hook's object and waits until it has done its work.
-func (a *Applier) runHook(ctx context.Context, p *pass, h *hook) (*Finding, error) {
+func (a *Applier) runHook(ctx context.Context, p *pass, h *hook, e bundlefmt.HookEvent) (*Finding, error) {
 	if err := h.place(ctx, p, p.d.Policy); err != nil || h.fail != nil {
 		return h.fail, err
 	}
 	timeout := hookLimit(p.d.Policy)
 	hctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	f, err := a.runPlaced(hctx, p, h)
+	f, err := a.runPlaced(hctx, p, h, a.vigil(&p.d, timeout, "the %s hook %s has not ended,", e, h.ref))
 	if err != nil && ctx.Err() == nil && hctx.Err() != nil {
 		why := "did not succeed within " + timeout.String()
 		if w := (*waiting)(nil); errors.As(err, &w) {
@@ -191,8 +191,8 @@ type waiting struct {
 func (w *waiting) Error() string { return fmt.Sprintf("%v while it %s", w.err, w.what) }
 func (w *waiting) Unwrap() error { return w.err }
 
-func (a *Applier) runPlaced(ctx context.Context, p *pass, h *hook) (*Finding, error) {
-	if f, err := a.makeWay(ctx, p, h); f != nil || err != nil {
+func (a *Applier) runPlaced(ctx context.Context, p *pass, h *hook, v *vigil) (*Finding, error) {
+	if f, err := a.makeWay(ctx, p, h, v); f != nil || err != nil {
 		return f, err
 	}
 	got, f, err := a.patch(ctx, p, h.object, h.want, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
@@ -211,8 +211,9 @@ func (a *Applier) runPlaced(ctx context.Context, p *pass, h *hook) (*Finding, er
 		if done || f != nil {
 			return f, nil
 		}
+		v.tell(doing, func() string { return a.whyWaits(ctx, h.ref, got) })
 		if !pause(ctx, wait) {
-			return nil, &waiting{doing, ctx.Err()}
+			return nil, &waiting{v.state(doing), ctx.Err()}
 		}
 		next, err := a.get(ctx, h.kind, h.ref)
 		switch {
@@ -221,7 +222,7 @@ func (a *Applier) runPlaced(ctx context.Context, p *pass, h *hook) (*Finding, er
 		case err == nil || apierrors.IsNotFound(err):
 			return &Finding{h.ref, HookFailed, "was deleted before anybody could see whether it succeeded"}, nil
 		case ctx.Err() != nil:
-			return nil, &waiting{doing, ctx.Err()}
+			return nil, &waiting{v.state(doing), ctx.Err()}
 		case a.outage(ctx, err) != nil: // it may well go on without the API server
 		default:
 			f := h.finding(err)
@@ -233,7 +234,7 @@ func (a *Applier) runPlaced(ctx context.Context, p *pass, h *hook) (*Finding, er
 // makeWay sees to it that the hook's object is not there. One that is there and ours is deleted whatever the hook's policy
 // says: it was left by a run before, or by an agent that died in the middle. Kinds that hold more than themselves stay, and
 // are written over.
-func (a *Applier) makeWay(ctx context.Context, p *pass, h *hook) (*Finding, error) {
+func (a *Applier) makeWay(ctx context.Context, p *pass, h *hook, v *vigil) (*Finding, error) {
 	d := deletion{a: a, kinds: p, deployment: p.d.Name, foreground: true}
 	deleted := false
 	for wait := pollMin; ; wait = min(2*wait, hookPoll) {
@@ -268,8 +269,10 @@ func (a *Applier) makeWay(ctx context.Context, p *pass, h *hook) (*Finding, erro
 			}
 			deleted = true
 		}
+		doing := "waits until the one before is gone: it " + terminating(live)
+		v.tell(doing, nil)
 		if !pause(ctx, wait) {
-			return nil, &waiting{"waits until the one before is gone: " + terminating(live), ctx.Err()}
+			return nil, &waiting{doing, ctx.Err()}
 		}
 	}
 }

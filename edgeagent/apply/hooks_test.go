@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"path"
 	"slices"
@@ -325,4 +326,71 @@ func TestObjectThatBecomesAHook(t *testing.T) {
 		t.Errorf("the mark stays: %v, inventory %v", u.GetLabels(), inv)
 	}
 	s.clean(d)
+}
+
+// While a hook has not ended it is said which one it is, since when, for how long at most, and why its Pod is not there or not
+// done; and in the end, when its time is over, as well.
+func TestHookThatWaitsSaysWhy(t *testing.T) {
+	job := func(more string) string {
+		return "apiVersion: batch/v1\nkind: Job\nmetadata: {name: slow}\nspec:\n  template:\n    " + more + "\n    spec: {restartPolicy: Never, containers: [{name: c, image: \"c:1\"}]}"
+	}
+	for name, c := range map[string]struct {
+		before, hook string
+		want         []string
+	}{
+		"image": {hook: job("metadata: {annotations: {sim.shoal.dev/waiting: ImagePullBackOff}}"),
+			want: []string{"runs: 1 active", "Pod slow-", "container c waits: ImagePullBackOff"}},
+		"quota":     {before: "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: q}\nspec: {hard: {pods: \"0\"}}", hook: job(""), want: []string{"it has no Pod: FailedCreate", "exceeded quota"}},
+		"suspended": {hook: strings.Replace(job(""), "spec:\n  template", "spec:\n  suspend: true\n  template", 1), want: []string{"the Job is suspended"}},
+		"pod": {hook: "apiVersion: v1\nkind: Pod\nmetadata: {name: slow}\nspec: {restartPolicy: Never, nodeSelector: {no: where}, containers: [{name: c, image: \"c:1\"}]}",
+			want: []string{"is Pending", "it is not scheduled: Unschedulable"}},
+		"finalizer": {before: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: slow, labels: {shoal.dev/deployment: x}, finalizers: [example.com/x]}", hook: configMap("slow", "1"),
+			want: []string{"waits until the one before is gone", "waiting for finalizers [example.com/x]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			if c.before != "" {
+				k, _, err := s.a.pass(Deployment{}).find(t.Context(), s.deployment("x", c.before).Objects[0].Ref)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.create(k.gvr, c.before)
+			}
+			d := s.hooks(s.deployment("x", configMap("app", "1")), "pre-install 0 |"+c.hook)
+			d.Operation, d.Policy.ReadyTimeoutSecond = Install, 600
+			ctx, enough := context.WithCancel(t.Context())
+			defer enough()
+			said := make(chan string, 1)
+			d.Progress = func(msg string) {
+				select {
+				case <-said:
+				default:
+				}
+				said <- msg
+			}
+			done := make(chan error)
+			go func() { _, err := s.a.Apply(ctx, d, nil); done <- err }()
+			want := append([]string{"the pre-install hook", "/slow has not ended, since 20", ", for at most 10m0s: "}, c.want...)
+			kubetest.Wait(t, "it to be said", func(context.Context) error {
+				select {
+				case msg := <-said:
+					for _, w := range want {
+						if !strings.Contains(msg, w) {
+							return fmt.Errorf("want %q in %q", w, msg)
+						}
+					}
+					return nil
+				default:
+					return errors.New("nothing is said")
+				}
+			})
+			enough()
+			if err := <-done; !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), c.want[len(c.want)-1]) {
+				t.Errorf("got %v", err)
+			}
+			if name == "finalizer" {
+				s.edit(configMaps, "slow", `{"metadata":{"finalizers":null}}`)
+			}
+		})
+	}
 }

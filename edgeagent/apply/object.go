@@ -22,10 +22,12 @@ type object struct {
 	live *unstructured.Unstructured // nil: not on the cluster
 	fail *Finding                   // set: nothing more is done with it in this pass
 
+	spec   bundlefmt.Digest  // of the spec that the bundle states, of a kind that runs once
 	added  []addition        // what the bundle does not state and minds, as compare has found
 	filled map[string]bool   // paths, in the form of [loose], that hold values of the site
 	hidden map[string]bool   // the same, and those that held them before
 	asked  [sha256.Size]byte // see [asked]
+	looked bool              // whether it is on the cluster was asked
 	known  bool              // ready and as wanted, as the watch knows; live is nil then
 }
 
@@ -66,6 +68,9 @@ func decode(o bundlefmt.Object, deployment string) *object {
 	}
 	if isAggregated(o.Ref, w) {
 		delete(w, "rules") // filled in by a controller
+	}
+	if runsOnce(o.Ref) {
+		out.spec = specOf(out.want)
 	}
 	// A bundle that names the mark of a hook would have the object left out of everything.
 	labels := out.want.GetLabels()
@@ -230,6 +235,7 @@ func (a *Applier) readKind(ctx context.Context, deployment string, k kind, objec
 		}
 	}
 	for _, o := range objects {
+		o.looked = true
 		if o.live = listed[idOf(o.ref)]; o.live != nil {
 			continue
 		}
@@ -308,12 +314,4 @@ func (o *object) claim(deployment string, yields ...string) *Finding {
 		return &Finding{o.ref, Terminating, terminating(o.live)}
 	}
 	return nil
-}
-
-func terminating(u *unstructured.Unstructured) string {
-	msg := "is being deleted"
-	if fin := u.GetFinalizers(); len(fin) > 0 {
-		msg += fmt.Sprintf(", waiting for finalizers %v", fin)
-	}
-	return msg
 }

@@ -167,7 +167,7 @@ func (d *deletion) spared(ctx context.Context, v victim) (*Finding, error) {
 		return f, nil
 	}
 	if v.live.GetDeletionTimestamp() != nil {
-		return &Finding{v.ref, Terminating, terminating(v.live)}, nil
+		return &Finding{v.ref, Terminating, terminating(v.live) + d.a.whyStays(ctx, v.live)}, nil
 	}
 	if v.live.GetAnnotations()[resourcePolicy] == "keep" {
 		return &Finding{v.ref, KeepPolicy, "kept: its annotation " + resourcePolicy + " says so"}, nil

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"shoal.dev/shoal/internal/kubetest"
 )
@@ -220,4 +222,69 @@ func TestRemoveNeverGuessesANamespace(t *testing.T) {
 	if err != nil || len(res.Remaining) != 1 {
 		t.Errorf("got %+v, %v", res, err)
 	}
+}
+
+// What holds a removal up is quoted: the finalizers of each object, the Pods of a workload, and what a namespace says of its
+// content.
+func TestStuckRemovalSaysWhatHoldsIt(t *testing.T) {
+	s := newSite(t)
+	d := s.deployment("x", configMap("a", "1")+"\n---\n"+configMap("b", "1")+"\n---\n"+strings.ReplaceAll(plainDeployment, "NAME", "web")+
+		"\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: NS-sub}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: deep, namespace: NS-sub}")
+	inv := s.apply(d, nil).Inventory
+	s.ready(d)
+	sub := *s
+	sub.ns = s.ns + "-sub"
+	hold := func(s *site, gvr schema.GroupVersionResource, name, by string) {
+		s.edit(gvr, name, `{"metadata":{"finalizers":["`+by+`"]}}`)
+		s.Cleanup(func() {
+			_, _ = s.hand.Resource(gvr).Namespace(s.ns).Patch(context.Background(), name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+		})
+	}
+	hold(s, configMaps, "a", "example.com/a")
+	hold(s, configMaps, "b", "example.com/b")
+	list, err := s.a.podsOf(t.Context(), s.ns, "app=web")
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	pod := list[0].GetName()
+	hold(s, pods, pod, "example.com/pod")
+	refs := inv
+	look := func(what string, want map[string][]string) {
+		t.Helper()
+		kubetest.Wait(t, what, func(ctx context.Context) error {
+			r, err := s.a.Remove(ctx, d, refs, false)
+			if err != nil {
+				return err
+			}
+			refs = r.Refs()
+			said := map[string]string{}
+			for _, f := range r.Remaining {
+				said[f.Ref.Name] = f.Message
+			}
+			for name, parts := range want {
+				for _, p := range parts {
+					if !strings.Contains(said[name], p) {
+						return fmt.Errorf("want %q of %s in %q", p, name, said)
+					}
+				}
+			}
+			return nil
+		})
+	}
+	look("each object to say what it waits for", map[string][]string{
+		"a": {"is being deleted since 20", "waiting for finalizers [example.com/a]"}, "b": {"waiting for finalizers [example.com/b]"},
+		"web": {"waiting for finalizers [foregroundDeletion]", "1 Pods are still there: Pod " + pod, "waiting for finalizers [example.com/pod]"},
+	})
+	for _, name := range []string{"a", "b"} {
+		s.edit(configMaps, name, `{"metadata":{"finalizers":null}}`)
+	}
+	s.edit(pods, pod, `{"metadata":{"finalizers":null}}`)
+	// What others have in the namespace, and will not let go, comes when it is being deleted already.
+	sub.create(configMaps, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: held, finalizers: [example.com/held], ownerReferences: [{apiVersion: v1, kind: Namespace, name: "+sub.ns+", uid: \"0\"}]}")
+	hold(&sub, configMaps, "held", "example.com/held")
+	look("the namespace to say what it waits for", map[string][]string{
+		sub.ns: {"is being deleted since 20", "NamespaceFinalizersRemaining", "example.com/held in 1 resource instances"},
+	})
+	sub.edit(configMaps, "held", `{"metadata":{"finalizers":null}}`)
+	s.removeAll("x", refs)
 }

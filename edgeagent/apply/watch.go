@@ -30,6 +30,7 @@ type tracked struct {
 	sources map[string][]source // with values for a deployment
 	memory  memory
 	seen    map[objectKey]sighting
+	ended   map[types.UID]ending
 	changed chan struct{} // holds one token: the set of kinds may differ
 }
 
@@ -50,6 +51,7 @@ func (t *tracked) init() {
 	t.sources = map[string][]source{}
 	t.memory = memory{live: map[schema.GroupVersionResource]bool{}, objects: map[objectKey]*remembered{}}
 	t.seen = map[objectKey]sighting{}
+	t.ended = map[types.UID]ending{}
 	t.changed = make(chan struct{}, 1)
 }
 
@@ -124,6 +126,7 @@ func (t *tracked) news(gvr schema.GroupVersionResource, e watch.EventType, m met
 	now := sighting{m.GetResourceVersion(), m.GetUID(), m.GetLabels()[Label]}
 	before, known := t.seen[key]
 	t.remember(key, e, m)
+	t.end(e, m)
 	if e == watch.Deleted {
 		delete(t.seen, key)
 	}

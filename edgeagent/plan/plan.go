@@ -301,6 +301,9 @@ func (x step) wait(until time.Time, st bundlefmt.State, msg string) Action {
 	return Action{Verb: Wait, Deployment: x.name, Until: until, State: st, Message: msg}
 }
 
+// BeingRemoved is the message of a removal of which nothing more is known yet.
+const BeingRemoved = "is being removed"
+
 func (x step) remove(r bundlefmt.Removal) []Action {
 	if x.pile[x.name] {
 		return x.meanwhile(bundlefmt.Held, fmt.Sprintf(bundlefmt.RemovalsHeld+"%d of %d deployments; confirm on the hub: kubectl -n %s annotate --overwrite clusters.shoal.dev %s shoal.dev/confirm-removal=%d",
@@ -313,7 +316,7 @@ func (x step) remove(r bundlefmt.Removal) []Action {
 	if why != "" {
 		return x.meanwhile(bundlefmt.Held, "its removal waits: "+why, until, false)
 	}
-	a := Action{Verb: Remove, Deployment: x.name, State: bundlefmt.WaitApplied, Message: "is being removed"}
+	a := Action{Verb: Remove, Deployment: x.name, State: bundlefmt.WaitApplied, Message: BeingRemoved}
 	a.Keep = r.Keep || x.l.Applied != nil && x.l.Applied.Policy.KeepResources
 	f := x.l.Failed
 	if f != nil && f.Verb == Remove {

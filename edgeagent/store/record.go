@@ -37,9 +37,21 @@ type Record struct {
 	// cluster: an object that is not in here would never be pruned.
 	Refs []bundlefmt.Ref `json:"refs,omitempty"`
 
+	Runs []Run `json:"runs,omitempty"` // of Jobs and the like, which are done when they have ended
+
 	State   bundlefmt.State `json:"state,omitempty"`
 	Since   time.Time       `json:"since,omitzero"`
 	Message string          `json:"message,omitempty"`
+}
+
+// Run is the one time that a Job, or another object that does its work once, has done it.
+type Run struct {
+	Ref   bundlefmt.Ref    `json:"ref"`
+	Spec  bundlefmt.Digest `json:"spec"`
+	Force uint64           `json:"force,omitempty"`
+	UID   string           `json:"uid"`
+	End   string           `json:"end,omitempty"` // empty: it was not seen to end
+	Why   string           `json:"why,omitempty"`
 }
 
 // Rejected is a release that was given up, and why.
