@@ -94,6 +94,14 @@ func (t *tracked) endingOf(uid types.UID) (ending, bool) {
 	return e, ok
 }
 
+// expects: the watch knows the object, and has not told yet that it is gone.
+func (t *tracked) expects(key objectKey, uid types.UID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.memory.objects[key]
+	return r != nil && r.uid == uid
+}
+
 // specOf is the hash of the spec that a bundle states.
 func specOf(o *unstructured.Unstructured) (d bundlefmt.Digest) {
 	if b, err := json.Marshal(o.Object["spec"]); err == nil {
@@ -130,6 +138,9 @@ func (a *Applier) runOf(d *Deployment, o *object) (r *Run, over bool) {
 		if r.End, r.Why = e.end, e.why; r.End == "" {
 			return nil, false
 		}
+		return r, true
+	}
+	if a.tracked.expects(o.key(), types.UID(r.UID)) { // the watch is about to tell how it ended
 		return r, true
 	}
 	if valueAt(o.want, "spec", "ttlSecondsAfterFinished") == nil || valueAt(o.want, "spec", "suspend") == true {
