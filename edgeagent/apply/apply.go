@@ -521,10 +521,13 @@ func (r *release) takeOut(ctx context.Context, o *object, want *unstructured.Uns
 	if f == nil {
 		return r.wrote(o, want, got)
 	}
-	o.fail = f
 	if f.Reason != Immutable || !r.d.forced() {
+		if r.d.Operation == "" { // a release has written what it states; that something is beside it is for the next look to say
+			o.fail = f
+		}
 		return nil
 	}
+	o.fail = f
 	if done, err := r.makeRoom(ctx, o); !done || err != nil {
 		return err
 	}

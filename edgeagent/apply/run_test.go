@@ -78,7 +78,7 @@ func TestEndedAndCollectedIsDone(t *testing.T) {
 				t.Fatalf("runs: %+v", d.Runs)
 			}
 			if gvr == pods {
-				s.patchByHand("apiVersion: v1\nkind: Pod\nmetadata: {name: once}\nsubresource: status\nstatus: {phase: Succeeded}")
+				s.succeed()
 			}
 			if c.tidy != nil {
 				kubetest.Wait(t, "the end", func(context.Context) error {
@@ -127,7 +127,7 @@ func TestEndedAndCollectedIsDone(t *testing.T) {
 					t.Fatalf("another one is to run, written %v", res.Written)
 				}
 				if d.Runs = res.Runs; gvr == pods {
-					s.patchByHand("apiVersion: v1\nkind: Pod\nmetadata: {name: once}\nsubresource: status\nstatus: {phase: Succeeded}")
+					s.succeed()
 				}
 				if c.tidy != nil {
 					kubetest.Wait(t, "the end", func(context.Context) error {
@@ -142,6 +142,18 @@ func TestEndedAndCollectedIsDone(t *testing.T) {
 			}
 		})
 	}
+}
+
+// succeed ends the Pod, once the simulated node runs it.
+func (s *site) succeed() {
+	s.Helper()
+	kubetest.Wait(s, "the Pod to run", func(context.Context) error {
+		if u := s.get(pods, "once"); u == nil || valueAt(u, "status", "phase") != "Running" {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	s.patchByHand("apiVersion: v1\nkind: Pod\nmetadata: {name: once}\nsubresource: status\nstatus: {phase: Succeeded}")
 }
 
 var pods = configMaps.GroupVersion().WithResource("pods")
