@@ -298,7 +298,9 @@ func TestConfirmRemovalOnCluster(t *testing.T) {
 	s.waitDesired("runs all", runs(names...))
 	s.report(bundlefmt.Ready)
 	for _, n := range names[:3] {
-		h.delete(&v1alpha1.Bundle{ObjectMeta: metav1.ObjectMeta{Name: n}})
+		h.update(n, func(b *v1alpha1.Bundle) {
+			b.Spec.Targets[0] = v1alpha1.BundleTarget{ClusterMatch: v1alpha1.ClusterMatch{ClusterName: "another"}}
+		})
 	}
 	d := s.waitDesired("removes three", func(d *bundlefmt.Desired) bool { return len(d.Remove) == 3 })
 	for _, r := range d.Remove {

@@ -403,13 +403,18 @@ func (v *View) Looked(workspace, bundle string) {
 
 // Gone drops what was decided for a bundle that does not exist any more. What was ordered stays.
 func (v *View) Gone(workspace, bundle string) {
+	var had []topics.Cluster
 	v.mu.Lock()
 	for c, m := range v.members {
-		if a, ok := m.Assigned[bundle]; ok && c.Workspace == workspace && !a.Remove {
+		if a, ok := m.Assigned[bundle]; ok && c.Workspace == workspace && (!a.Remove || a.Wait != "") {
 			delete(m.Assigned, bundle)
+			had = append(had, c)
 		}
 	}
 	v.mu.Unlock()
+	for _, c := range had {
+		v.o.Changed(c)
+	}
 	v.Looked(workspace, bundle)
 }
 

@@ -15,16 +15,19 @@ type Assignment struct {
 	Release  rollout.Release // zero: nothing (more) is to be ordered now
 	Group    string          // audience of the parts; empty: the cluster alone
 	Revision string
-	Remove   bool   // take it away, unless Wait says why not yet; Release then only says, by its policy, whether objects stay
-	Failed   bool   // what is wanted could not be rendered; Wait says why
-	Wait     string // why what is wanted is not ordered yet
+	Remove   bool // take it away, unless Wait says why not yet; Release then only says, by its policy, whether objects stay
+	// Confirmed: somebody has seen how much goes with this removal, and the site need not ask once more.
+	Confirmed bool
+	Failed    bool   // what is wanted could not be rendered; Wait says why
+	Wait      string // why what is wanted is not ordered yet
 	// Generation of the Cluster for which it was decided.
 	Generation int64
 }
 
 // Equal reports whether two assignments say the same.
 func (a Assignment) Equal(b Assignment) bool {
-	return a.Release.Equal(b.Release) && a.Group == b.Group && a.Revision == b.Revision && a.Remove == b.Remove && a.Failed == b.Failed && a.Wait == b.Wait && a.Generation == b.Generation
+	return a.Release.Equal(b.Release) && a.Group == b.Group && a.Revision == b.Revision && a.Remove == b.Remove && a.Failed == b.Failed && a.Wait == b.Wait &&
+		a.Confirmed == b.Confirmed && a.Generation == b.Generation
 }
 
 // DocumentInput is all that a cluster's next desired document depends on.
@@ -69,7 +72,7 @@ func Document(in DocumentInput) (next *bundlefmt.Desired, news bool, left map[st
 		}
 		if a.Remove {
 			if _, ok := deployments[name]; ok || has(in.Reported, name) && removals[name].Serial == 0 {
-				removals[name] = bundlefmt.Removal{Name: name, Serial: in.Serial, Keep: a.Release.Policy.KeepResources}
+				removals[name] = bundlefmt.Removal{Name: name, Serial: in.Serial, Keep: a.Release.Policy.KeepResources, Confirmed: a.Confirmed}
 			}
 			delete(deployments, name)
 			continue

@@ -538,49 +538,6 @@ func (p *pass) headline(state v1alpha1.State, message, counts string) {
 	meta.SetStatusCondition(&s.Conditions, ready)
 }
 
-// deleteBundle orders the bundle away everywhere and lets it go once every document in force says so: from then on the order
-// stands on the broker, and waits there for clusters without a link.
-func (h *Hub) deleteBundle(ctx context.Context, b *v1alpha1.Bundle, clusters []v1alpha1.Cluster) (ctrl.Result, error) {
-	if !controllerutil.ContainsFinalizer(b, Finalizer) {
-		return ctrl.Result{}, nil
-	}
-	before := b.DeepCopy()
-	p := pass{Hub: h, bundle: b, clusters: clusters, now: time.Now()}
-	left, kept := 0, 0
-	for _, name := range p.targetsNot(h.View.Having(b.Namespace, b.Name)) {
-		why := p.keeps(name)
-		if why != "" || !p.leaves(name) {
-			h.View.Assign(p.id(name), b.Name, p.removal(name, why))
-		}
-		if _, ordered := h.View.Get(p.id(name)).Entry(b.Name); why != "" {
-			kept++
-		} else if ordered {
-			left++
-		}
-	}
-	for _, c := range clusters { // those that were only promised it so far
-		if a, ok := h.View.Get(p.id(c.Name)).Assigned[b.Name]; ok && !a.Remove {
-			h.View.Assign(p.id(c.Name), b.Name, publish.Assignment{Remove: true})
-		}
-	}
-	if left+kept > 0 {
-		p.status()
-		if err := h.writeStatus(ctx, before, b); err != nil {
-			return ctrl.Result{}, err
-		}
-		if left == 0 {
-			return ctrl.Result{}, nil // a change of the cluster or the bundle wakes us
-		}
-		return ctrl.Result{RequeueAfter: time.Second}, nil
-	}
-	controllerutil.RemoveFinalizer(b, Finalizer)
-	if err := h.Client.Update(ctx, b); err != nil {
-		return ctrl.Result{}, ignoreConflict(client.IgnoreNotFound(err))
-	}
-	h.Log.Info().Str("bundle", b.Namespace+"/"+b.Name).Msg("bundle deleted")
-	return ctrl.Result{}, nil
-}
-
 // apiVersions reads the list that a Cluster's status names.
 func (h *Hub) apiVersions(ctx context.Context, name string) ([]string, error) {
 	if name == "" {

@@ -52,6 +52,7 @@ type Hub struct {
 	floors                    floors
 	written                   written
 	keys                      keyring
+	verdicts                  verdicts
 }
 
 // Finalizer keeps deleted Bundles and Clusters until the fleet was told.

@@ -99,3 +99,26 @@ func TestClip(t *testing.T) {
 		}
 	}
 }
+
+// TestWord: what somebody said about bundles that are deleted at once holds for all of them, whichever of them it was said on.
+func TestWord(t *testing.T) {
+	for _, c := range []struct {
+		said []string // on each
+		want string
+	}{
+		{[]string{"", ""}, ""}, {[]string{"", "2"}, "2"}, {[]string{"2", ""}, "2"}, {[]string{"7", "2"}, "2"}, {[]string{"2", "7"}, "2"},
+		{[]string{"", "7"}, "7"}, {[]string{"2", Keep}, Keep}, {[]string{Keep, ""}, Keep}, {[]string{Keep}, Keep},
+	} {
+		var bundles []v1alpha1.Bundle
+		for _, s := range c.said {
+			var b v1alpha1.Bundle
+			if s != "" {
+				b.Annotations = map[string]string{ConfirmRemoval: s}
+			}
+			bundles = append(bundles, b)
+		}
+		if got := word(bundles); got != c.want {
+			t.Errorf("%q: got %q, want %q", c.said, got, c.want)
+		}
+	}
+}

@@ -402,6 +402,10 @@ func allowed(n int, v *intstr.IntOrString) int {
 // removalsAtOnce is how many clusters may always lose a bundle by one change of targets or labels.
 const removalsAtOnce = 10
 
+// HoldDeletion says whether so many of a workspace's bundles are deleted at once that somebody has to confirm it: at least two, and
+// more than half of them or more than ten.
+func HoldDeletion(have, lose int) bool { return lose > 1 && (lose*2 > have || lose > removalsAtOnce) }
+
 // HoldRemoval says whether a change would remove a bundle from unusually many of the clusters that have it: more than ten
 // and more than half. Such a change waits until somebody confirms it; deleting the bundle is confirmation enough.
 func HoldRemoval(have, lose int) bool { return lose > removalsAtOnce && lose*2 > have }

@@ -282,6 +282,17 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+func TestHoldDeletion(t *testing.T) {
+	for _, c := range []struct {
+		have, lose int
+		want       bool
+	}{{1, 1, false}, {2, 1, false}, {2, 2, true}, {4, 2, false}, {4, 3, true}, {100, 10, false}, {100, 11, true}} {
+		if got := HoldDeletion(c.have, c.lose); got != c.want {
+			t.Errorf("HoldDeletion(%d, %d) = %v", c.have, c.lose, got)
+		}
+	}
+}
+
 func TestHoldRemoval(t *testing.T) {
 	for _, c := range []struct {
 		have, lose int
