@@ -86,6 +86,7 @@ func (s *site) others(name string) (out []other, wait string) {
 	if s.desired == nil {
 		return nil, ""
 	}
+	known, now := s.state(), time.Now()
 	for _, e := range s.desired.Deployments {
 		if e.Name == name {
 			continue
@@ -93,8 +94,8 @@ func (s *site) others(name string) (out []other, wait string) {
 		want, r := plan.Of(e), s.records[e.Name]
 		o := other{name: e.Name, refs: r.Refs}
 		_, bad := s.bad[want.Digest]
-		switch held, _ := plan.Ordered(s.state(), e.Name, time.Now()); {
-		case held == nil, bad, r.Applied != nil && r.Applying == nil && r.Applied.Digest == want.Digest:
+		switch order, _ := plan.Ordered(known, e.Name, now); {
+		case order == nil, bad, r.Applied != nil && r.Applying == nil && r.Applied.Digest == want.Digest:
 		case !s.onDisk[want.Digest]:
 			wait = waitsFor(e.Name)
 		default:

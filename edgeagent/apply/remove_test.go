@@ -40,8 +40,8 @@ func TestPruneTakesOnlyWhatIsOurs(t *testing.T) {
 // given away is no deletion that had to be confirmed.
 func TestPruneGivesAway(t *testing.T) {
 	s := newSite(t)
-	inv := s.apply(s.deployment("x", many(12, "a")+"\n---\n"+configMap("go", "1")), nil).Inventory
-	next := s.deployment("x", configMap("stay", "1"))
+	inv := s.apply(s.deployment("giver", many(12, "a")+"\n---\n"+configMap("go", "1")), nil).Inventory
+	next := s.deployment("giver", configMap("stay", "1"))
 	next.Operation = Upgrade
 	wait := "waits for somebody"
 	next.Heir = func(_ context.Context, r Ref) (string, string, error) {
@@ -51,7 +51,7 @@ func TestPruneGivesAway(t *testing.T) {
 		return "heir", "", nil
 	}
 	res := s.try(next, inv)
-	if len(res.Errors) != 1 || res.Errors[0].Reason != Awaited || owner(s.get(configMaps, "a0")) != "x" || s.get(configMaps, "go") == nil || len(res.Inventory) != 14 {
+	if len(res.Errors) != 1 || res.Errors[0].Reason != Awaited || owner(s.get(configMaps, "a0")) != "giver" || s.get(configMaps, "go") == nil || len(res.Inventory) != 14 {
 		t.Errorf("got %v, inventory %v", res.Errors, res.Inventory)
 	}
 	wait = ""
@@ -59,7 +59,7 @@ func TestPruneGivesAway(t *testing.T) {
 	if res.Held != nil || len(res.Pruned) != 1 || len(res.Kept) != 12 || len(res.Inventory) != 1 || owner(s.get(configMaps, "a0")) != "heir" {
 		t.Errorf("held %v, pruned %v, kept %v, inventory %v", res.Held, res.Pruned, res.Kept, res.Inventory)
 	}
-	r, err := s.a.Remove(t.Context(), Deployment{Name: "x", Heir: next.Heir}, res.Inventory, false)
+	r, err := s.a.Remove(t.Context(), Deployment{Name: "giver", Heir: next.Heir}, res.Inventory, false)
 	if err != nil || len(r.Deleted) != 0 || len(r.Kept) != 1 || owner(s.get(configMaps, "stay")) != "heir" {
 		t.Errorf("got %+v, %v", r, err)
 	}

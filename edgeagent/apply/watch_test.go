@@ -81,31 +81,31 @@ func TestWatchTellsEditsAndDeletionsAndOnlyThem(t *testing.T) {
 	s := newSite(t)
 	c := s.watch()
 	mark := s.deployment("mark", configMap("mark", "1"))
-	d := s.deployment("x", configMap("a", "1")+"\n---\n"+configMap("b", "1"))
+	d := s.deployment("edited", configMap("a", "1")+"\n---\n"+configMap("b", "1"))
 	s.apply(mark, nil)
 	inv := s.apply(d, nil).Inventory
 	s.told(c, "mark", 0) // the watch stands
 	s.settled(c, mark)
 
-	n := c.count("x")
+	n := c.count("edited")
 	s.edit(configMaps, "a", `{"data":{"v":"2"}}`)
-	t.Logf("edit told after %v", s.told(c, "x", n))
+	t.Logf("edit told after %v", s.told(c, "edited", n))
 	s.settled(c, mark)
-	n = c.count("x")
+	n = c.count("edited")
 	s.apply(d, inv) // our own repair is no news, nor is somebody else's object
 	s.create(configMaps, configMap("nobodys", "1"))
 	s.settled(c, mark)
-	if got := c.count("x"); got != n {
+	if got := c.count("edited"); got != n {
 		t.Errorf("told %d times about our own write", got-n)
 	}
 	s.delete(configMaps, "b")
-	s.told(c, "x", n)
+	s.told(c, "edited", n)
 
 	// The label given to another deployment is news for both.
 	s.settled(c, mark)
-	nx, nm := c.count("x"), c.count("mark")
+	nx, nm := c.count("edited"), c.count("mark")
 	s.edit(configMaps, "a", `{"metadata":{"labels":{"shoal.dev/deployment":"mark"}}}`)
-	s.told(c, "x", nx)
+	s.told(c, "edited", nx)
 	s.told(c, "mark", nm)
 }
 
