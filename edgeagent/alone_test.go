@@ -490,6 +490,48 @@ func TestOldOrderOnAnEmptyDisk(t *testing.T) {
 	h.awaitState(s.c, "web", 3, bundlefmt.Ready)
 }
 
+// The disk is put back to an older copy, without a link: the old release does not come back. With the hub's word the site goes on.
+func TestOlderDisk(t *testing.T) {
+	h := newHub(t)
+	s := newSite(t, h, "store-1")
+	s.o.Namespace = s.ns
+	s.start()
+	one, two := h.seal(s.configMap("a", "1")), h.seal(s.configMap("a", "2"))
+	h.put(s.c, "", one)
+	h.put(s.c, "", two)
+	h.order(s.c, 1, entry("web", 1, one, fix))
+	h.awaitState(s.c, "web", 1, bundlefmt.Ready)
+	s.awaitRecord("web", one.Digest)
+	s.halt()
+	old := t.TempDir()
+	if err := os.CopyFS(old, os.DirFS(s.o.DataDir)); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	h.order(s.c, 2, entry("web", 2, two, fix))
+	h.awaitState(s.c, "web", 2, bundlefmt.Ready)
+	s.awaitRecord("web", two.Digest)
+	before := s.version("a")
+	s.halt()
+	if err := errors.Join(os.RemoveAll(s.o.DataDir), os.CopyFS(s.o.DataDir, os.DirFS(old))); err != nil {
+		t.Fatal(err)
+	}
+	s.link.Cut()
+	s.start()
+	s.awaitStatus("to be held", func(st edgeagent.Status) bool {
+		d, ok := of(&st.Reported, "web")
+		return ok && d.State == bundlefmt.Held && strings.Contains(d.Message, "older than what this cluster has on record")
+	})
+	if s.version("a") != before {
+		t.Error("the older disk brought its release back")
+	}
+	s.link.Restore()
+	h.awaitState(s.c, "web", 2, bundlefmt.Ready)
+	if s.version("a") != before {
+		t.Error("an object that was as ordered was written")
+	}
+}
+
 // Somebody who may write in the agent's namespace leaves a record there that no agent has made. It neither makes a site deaf that
 // knows how far it has come, nor allows to delete more than objects with the label of its deployment.
 func TestForgedRecord(t *testing.T) {

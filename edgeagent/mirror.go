@@ -20,6 +20,7 @@ import (
 type mirror struct {
 	read    bool                        // it was read once; before, nobody knows what runs that is not on disk
 	fresh   bool                        // the disk did not know at the start how far this site had come: documents wait, since an old one would pass for new
+	older   bool                        // the disk is an older copy: the cluster has records of newer releases. Nothing is begun until the hub has said what is to be
 	has     map[string]bundlefmt.Digest // of what it holds, by deployment
 	due     time.Time                   // when it is read again: somebody may have deleted from it
 	retry   time.Time
@@ -132,6 +133,7 @@ func (s *site) mirrorAct(f func(context.Context) (func(time.Time), error)) {
 func (s *site) mirrorRead(have map[string][]byte, now time.Time) {
 	m := &s.mirror
 	first := !m.read
+	disk := s.floor.Desired
 	m.read, m.due, m.has = true, now.Add(s.o.Timing.Recheck), map[string]bundlefmt.Digest{}
 	for name, b := range have {
 		log := s.log.With().Str("deployment", name).Logger()
@@ -151,16 +153,22 @@ func (s *site) mirrorRead(have map[string][]byte, now time.Time) {
 				s.floor.Trust = max(s.floor.Trust, r.Trust)
 				s.floor.Desired = max(s.floor.Desired, newest(r.Record))
 			}
-			if !known {
+			m.older = m.older || !m.fresh && newest(r.Record) > disk
+			if !known || newest(r.Record) > disk {
 				s.restore(r.Record)
 			}
 		}
 		m.has[name] = bundlefmt.Sum(b)
 	}
+	if m.older {
+		s.log.Warn().Stringer("serial", disk).Msg("the disk is older than what the cluster has on record (restored from a backup?): nothing is changed until the hub has said what is to run")
+	}
 	if first {
 		s.hear()
 	}
 }
+
+const older = "the agent's disk is older than what this cluster has on record: nothing is changed until the hub has said what is to run"
 
 // hear takes the documents that came before the records were known, the keys first.
 func (s *site) hear() {

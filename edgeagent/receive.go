@@ -53,6 +53,7 @@ func (s *site) document(topic string, payload []byte, accept func([]byte) error)
 	before := s.floor
 	err := accept(payload)
 	if err == nil {
+		s.mirror.older = s.mirror.older && topic != s.o.Prefix.Desired(s.cluster)
 		s.forgive(topic, payload, s.floor != before)
 		return
 	}

@@ -335,10 +335,15 @@ func (s *site) step(now time.Time) time.Time {
 		default:
 			todo = append(todo, a)
 		}
+		if s.mirror.older {
+			a.State, a.Message = bundlefmt.Held, older
+		}
 		s.stand(a, now)
 	}
 	s.stopFetches(wanted)
-	s.begin(todo, now)
+	if s.mirror.read && !s.mirror.older { // else it is not known how far this site has come
+		s.begin(todo, now)
+	}
 	s.collect()
 	s.forgetStandings(actions)
 	if s.desired != nil && !plan.Stale(s.desired, now) {
