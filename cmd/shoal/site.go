@@ -212,6 +212,9 @@ func (s site) render(b *v1alpha1.Bundle) (r *rendition, why string, err error) {
 	r = &rendition{match: *m}
 	h := res.Bundle.Handling()
 	r.notes = append(slices.Clone(m.Notes), res.Notes...)
+	if slices.ContainsFunc(res.Notes, render.IsRandomNote) {
+		r.shown = append(r.shown, "random values are examples: those of clusters are made of the hub's keys")
+	}
 	for _, d := range m.Options.DownstreamResources {
 		r.shown = append(r.shown, fmt.Sprintf("the hub adds the %s %s of the workspace to it", d.Kind, d.Name))
 	}

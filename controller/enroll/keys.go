@@ -12,6 +12,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -62,6 +63,7 @@ type Keys struct {
 	CA      *x509.Certificate
 	created time.Time
 	caKey   *ecdsa.PrivateKey
+	random  [32]byte
 	data    map[string][]byte // of KeysSecret
 }
 
@@ -187,7 +189,15 @@ func parseKeys(data map[string][]byte) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", certCA, err)
 	}
-	return &Keys{Root: root, Signing: signing, CA: ca, caKey: key, created: ca.NotBefore, data: data}, nil
+	rootKey, err := parseKey[ed25519.PrivateKey](data, keyRoot)
+	if err != nil {
+		return nil, err
+	}
+	random, err := hkdf.Key(sha256.New, rootKey.Seed(), nil, "shoal random values of charts", 32)
+	if err != nil {
+		return nil, err
+	}
+	return &Keys{Root: root, Signing: signing, CA: ca, caKey: key, created: ca.NotBefore, data: data, random: [32]byte(random)}, nil
 }
 
 func signer(data map[string][]byte, name string) (bundlefmt.Signer, error) {
@@ -214,6 +224,10 @@ func parseKey[K any](data map[string][]byte, name string) (K, error) {
 	}
 	return key, nil
 }
+
+// Random is what random values of charts are made of. It is derived from the root key, so that whoever backs that up has it, and says
+// nothing about it.
+func (k *Keys) Random() [32]byte { return k.random }
 
 // CAPEM is the certificate authority that agents and tools verify the broker with.
 func (k *Keys) CAPEM() []byte { return certPEM(k.CA.Raw) }

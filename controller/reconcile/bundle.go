@@ -268,6 +268,7 @@ func (p *pass) render(ctx context.Context, m target.Match, cl *v1alpha1.Cluster)
 	in := render.Input{
 		Name: p.bundle.Name, Resources: spec.Resources, Options: m.Options, Vars: m.Vars, Ignore: spec.Ignore, Health: spec.Health, Extra: extras,
 		KubeVersion: cl.Status.KubernetesVersion, APIVersions: apis, ResourcesKey: p.files,
+		Random: render.RandomOf(p.Keys.Random(), p.bundle.Namespace, p.bundle.Name, p.bundle.CreationTimestamp.Time),
 	}
 	rendered, err := p.Render.Render(in)
 	if err == nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -25,10 +26,10 @@ func newCache(t *testing.T, o render.CacheOptions) *render.Cache {
 	return c
 }
 
-// random gives other bytes at each rendering.
+// random gives other bytes for another n.
 func random(n int) render.Input {
 	in := siteChart("", "  random: {{ randAlphaNum 16 }}\n")
-	in.Options.Helm = &v1alpha1.HelmOptions{ValuesFrom: nil, Values: v1alpha1.Values{"n": int64(n)}}
+	in.Options.Helm = &v1alpha1.HelmOptions{ValuesFrom: nil, Values: v1alpha1.Values{"n": int64(n)}, RandomSeed: strconv.Itoa(n)}
 	return in
 }
 

@@ -36,6 +36,7 @@ func (r *rendering) helm(key string, files func() map[string][]byte) error {
 	if l.foreignSchema != nil && !r.skipSchema() {
 		return fmt.Errorf("chart %s: %w", c.Name(), l.foreignSchema)
 	}
+	r.random = l.random
 	rendered, err := r.template(c)
 	if err != nil {
 		return fmt.Errorf("render chart %s: %s", c.Name(), helmMessage(err))
@@ -63,6 +64,7 @@ type loaded struct {
 	chart         *chart.Chart
 	foreignSchema error                    // a schema refers to something outside of it
 	functions     map[*chart.File][]string // what templates use that does here something else than their authors expect
+	random        bool                     // templates were rewritten, see steadyChart
 }
 
 func load(files map[string][]byte) (*loaded, error) {
@@ -78,6 +80,9 @@ func load(files map[string][]byte) (*loaded, error) {
 	}
 	l := &loaded{chart: c, foreignSchema: checkSchemas(c), functions: map[*chart.File][]string{}}
 	l.findFunctions(c)
+	if l.random {
+		steadyChart(c)
+	}
 	return l, nil
 }
 
@@ -281,7 +286,11 @@ func (r *rendering) template(c *chart.Chart) (map[string]string, error) {
 		}
 		r.leaves = append([]leaf{}, r.leaves...)
 	}
-	return engine.Render(c, top)
+	if !r.random {
+		return engine.Render(c, top)
+	}
+	source := &randomSource{in: r.in, seen: map[[32]byte]int{}}
+	return engine.RenderWithClientProvider(c, top, source)
 }
 
 // templates collects those of a chart and its subcharts.
@@ -426,6 +435,7 @@ func splitManifests(text string) (docs []string) {
 var (
 	action    = regexp.MustCompile(`(?s)\{\{.*?\}\}`)
 	unsteady  = regexp.MustCompile(`\b(rand(?:AlphaNum|Alpha|Ascii|Numeric|Bytes|Int)|shuffle|uuidv4|now|ago|htpasswd|bcrypt|encryptAES|genPrivateKey|genCA(?:WithKey)?|genSelfSignedCert(?:WithKey)?|genSignedCert(?:WithKey)?)\b`)
+	tplUse    = regexp.MustCompile(`\btpl\b`)
 	lookupUse = regexp.MustCompile(`\blookup\s+["$(.]`)
 	quoted    = regexp.MustCompile("(?s)\"(?:[^\"\\\\]|\\\\.)*\"|`[^`]*`|/\\*.*?\\*/")
 )
@@ -441,7 +451,9 @@ func (l *loaded) findFunctions(c *chart.Chart) {
 			if lookupUse.Match(a) {
 				l.functions[t] = append(l.functions[t], "lookup")
 			}
-			l.functions[t] = append(l.functions[t], unsteady.FindAllString(quoted.ReplaceAllString(string(a), `""`), -1)...)
+			found := unsteady.FindAllString(quoted.ReplaceAllString(string(a), `""`), -1)
+			l.functions[t] = append(l.functions[t], found...)
+			l.random = l.random || len(found) > 0 || tplUse.Match(a)
 		}
 	}
 	for _, d := range c.Dependencies() {
@@ -458,7 +470,7 @@ func (r *rendering) noteFunctions(c *chart.Chart, functions map[*chart.File][]st
 				continue
 			}
 			r.unsteady = true
-			r.note("%s uses %s: the value changes only when the bundle is rendered again", file, f)
+			r.note("%s uses %s"+randomNote, file, f)
 		}
 	}
 	for _, d := range c.Dependencies() {
@@ -466,9 +478,14 @@ func (r *rendering) noteFunctions(c *chart.Chart, functions map[*chart.File][]st
 	}
 }
 
+const randomNote = ": the value is made of the hub's keys and stays until helm.randomSeed changes"
+
+// IsRandomNote says whether a note of a Result is about random values.
+func IsRandomNote(note string) bool { return strings.HasSuffix(note, randomNote) }
+
 // mentions is a quick look, since the expressions cost as much as rendering does: most templates have none of these words.
 func mentions(template []byte) bool {
-	for _, word := range []string{"lookup", "rand", "shuffle", "uuidv4", "now", "ago", "htpasswd", "bcrypt", "encryptAES", "gen"} {
+	for _, word := range []string{"lookup", "tpl", "rand", "shuffle", "uuidv4", "now", "ago", "htpasswd", "bcrypt", "encryptAES", "gen"} {
 		if bytes.Contains(template, []byte(word)) {
 			return true
 		}
@@ -477,4 +494,6 @@ func mentions(template []byte) bool {
 }
 
 // helmMessage is an error of Helm on one line.
-func helmMessage(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+func helmMessage(err error) string {
+	return rewritten.ReplaceAllString(strings.Join(strings.Fields(err.Error()), " "), "$1")
+}

@@ -14,8 +14,8 @@
 // group, kind, namespace, name), lists are taken apart, an object that appears twice is refused with both its origins.
 // Namespaces are not filled in here: the agent does that from its policy. Nothing is added to the objects.
 //
-// The exceptions to "same bytes" are charts that use random or time functions (randAlphaNum, genCA, uuidv4, now …).
-// Result.Notes names them. Render such an Input once and keep the result (Cache does), or every pass makes a new release.
+// Charts that use random or time functions (randAlphaNum, genCA, uuidv4, now …) are no exception: their values are made of
+// Input.Random, see there. Result.Notes names them.
 //
 // # Hooks
 //
@@ -48,6 +48,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"shoal.dev/shoal/bundlefmt"
 	"shoal.dev/shoal/controller/api/v1alpha1"
@@ -88,6 +89,8 @@ type Input struct {
 	// charts ask for both. Empty: defaults.
 	KubeVersion string
 	APIVersions []string
+
+	Random Random // what random values are made of
 
 	// ResourcesKey spares Key from hashing the files again when one bundle is rendered for many clusters: set it to
 	// ResourcesKey(Resources), or leave it zero.
@@ -158,7 +161,7 @@ func (in Input) Key() [32]byte {
 		h.Write(n[:])
 		h.Write(b)
 	}
-	put([]byte("shoal render 2")) // count up when the same input begins to give other bytes
+	put([]byte("shoal render 3")) // count up when the same input begins to give other bytes
 	put([]byte(in.Name))
 	opts := struct {
 		v1alpha1.BundleOptions
@@ -183,6 +186,8 @@ func (in Input) Key() [32]byte {
 	api := slices.Clone(in.APIVersions)
 	slices.Sort(api)
 	put([]byte(strings.Join(slices.Compact(api), "\n")))
+	put(in.Random.Secret[:])
+	put([]byte(in.Random.Since.UTC().Format(time.RFC3339)))
 	rk := in.ResourcesKey
 	if rk == [32]byte{} {
 		rk = ResourcesKey(in.Resources)
@@ -263,6 +268,7 @@ type rendering struct {
 	compared      map[string]bool // names of values that stand in comparisons
 	templateBytes int
 	unsteady      bool // the chart has random functions
+	random        bool // its templates were rewritten for them
 }
 
 // object is an object on its way into the bundle, and where it came from.

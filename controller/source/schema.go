@@ -202,6 +202,7 @@ func helmFields() []field {
 		{name: "repo", target: replaced, doc: "Chart repository (https://) or OCI registry (oci://). The chart is fetched when the bundle is made; the hub and the cluster fetch nothing."},
 		{name: "version", target: replaced, doc: "Version or semver range (^1.2) of the chart; the highest that fits is taken."},
 		{name: "releaseName", target: replaced, format: releaseFormat, doc: ".Release.Name, also of plain YAML. Default: the bundle's name."},
+		{name: "randomSeed", target: replaced, doc: "Part of what random values of the chart are made of: another text gives other values, ${ .ClusterName } each cluster its own. A date (2026-11-27) is also what now gives. See Random values. Not in Fleet."},
 		{name: "values", kind: free, target: "merged key by key at every depth; lists are replaced, null removes the chart's default", doc: "Values for the chart; ${ } in them is filled in, see Templates."},
 		{name: "valuesFiles", kind: stringList, items: 1000, target: "over the target's own values", doc: "Files merged over values in this order when the bundle is made; they may lie elsewhere in the repository (../common.yaml). In Fleet the top-level list needs chart or repo; here it always counts."},
 		{name: "templateValues", kind: stringMap, target: merged, doc: "Text by top-level key of values: filled in and put in place of that key. What is one expression keeps its type, as in values; all else is read as YAML."},

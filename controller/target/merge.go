@@ -12,7 +12,7 @@ import (
 // be portable in both; they have nulls in the result.
 //
 //	defaultNamespace, namespace, serviceAccount, kustomize.dir              the target's, if set
-//	helm.chart, repo, version, releaseName                                  the target's, if set
+//	helm.chart, repo, version, releaseName, randomSeed                      the target's, if set
 //	forceSyncGeneration                                                     the target's, if above 0
 //	helm.timeoutSeconds                                                     the target's, if above 0; 0, if it is below
 //	helm.values                                                             merged key by key at every depth, lists replaced
@@ -72,6 +72,7 @@ func mergeHelm(out, c *v1alpha1.HelmOptions) *v1alpha1.HelmOptions {
 	override(&out.Repo, c.Repo)
 	override(&out.Version, c.Version)
 	override(&out.ReleaseName, c.ReleaseName)
+	override(&out.RandomSeed, c.RandomSeed)
 	out.Values = MergeValues(out.Values, c.Values)
 	out.TemplateValues = overlay(out.TemplateValues, c.TemplateValues)
 	out.ValuesFrom = appendValuesFrom(out.ValuesFrom, c.ValuesFrom)

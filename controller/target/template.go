@@ -89,7 +89,7 @@ type choice struct {
 	old    bool             // some value is of the old form
 	values *text            // all of helm.values that is a template; nil: nothing
 	top    map[string]*text // helm.templateValues
-	fields []field          // with templating: all
+	fields []field          // options that templates fill in: helm.randomSeed, and others with templating: all
 	notes  []string
 	err    error // a template cannot be read: no cluster gets it
 
@@ -177,6 +177,11 @@ func (c *choice) compileFields() error {
 	add("namespace", o.Namespace, func(o *v1alpha1.BundleOptions, s string) { o.Namespace = s })
 	add("serviceAccount", o.ServiceAccount, func(o *v1alpha1.BundleOptions, s string) { o.ServiceAccount = s })
 	if o.Helm != nil {
+		if s := o.Helm.RandomSeed; marked(s) {
+			t, err := parseText("helm.randomSeed", s)
+			errs = append(errs, err)
+			c.fields = append(c.fields, field{"helm.randomSeed", t, func(o *v1alpha1.BundleOptions, s string) { o.Helm.RandomSeed = s }})
+		}
 		add("helm.releaseName", o.Helm.ReleaseName, func(o *v1alpha1.BundleOptions, s string) { o.Helm.ReleaseName = s })
 	}
 	if o.Kustomize != nil {

@@ -223,6 +223,11 @@ type HelmOptions struct {
 	// MaxHistory is accepted for Fleet's sake: an agent always keeps the release before the current one.
 	// +optional
 	MaxHistory int64 `json:"maxHistory,omitempty"`
+	// RandomSeed is part of what random values of the chart are made of; another text gives other values. ${ } in it is filled in. A date
+	// (2026-11-27, or with a time) is also what the function now gives.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	RandomSeed string `json:"randomSeed,omitempty"`
 	// Values for the chart. A target's values are merged over the bundle's: maps key by key, lists are replaced.
 	// The map {$null: true} is a null, which takes the chart's default away; a plain null does not survive every client.
 	// +optional
