@@ -38,6 +38,7 @@ type applyOptions struct {
 	dryRun bool
 	output string
 	force  bool
+	noLint bool
 	wait   time.Duration
 }
 
@@ -49,6 +50,9 @@ func applyCommand(a *app) *cobra.Command {
 		Long: `Make or update a Bundle for every bundle in DIR: a Helm chart, a kustomization or plain YAML, with options in fleet.yaml. Charts that
 are elsewhere are fetched into it. The hub then brings it to the clusters that its targets match. Nothing else is written: a bundle that is
 no longer in DIR stays until you delete it with kubectl delete bundles.shoal.dev NAME.
+
+What shoal lint says is said first: a bundle with an error is left out, the others are applied, and the exit code is 1. With --no-lint only what
+keeps a Bundle from being made counts.
 
 NAME is the bundle's name where DIR holds one bundle only; else, and without it, names are those in fleet.yaml or made from the directories.
 Before anything is written, the API server has checked all of them.
@@ -81,6 +85,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not ready in time (--wait).`,
 	f := cmd.Flags()
 	f.BoolVar(&o.dryRun, "dry-run", false, "let the API server check it and print what would be sent, change nothing")
 	f.StringVarP(&o.output, "output", "o", "", "yaml: print the Bundles and ask no server")
+	f.BoolVar(&o.noLint, "no-lint", false, "do not lint first: bundles with errors that only shoal lint finds are sent")
 	f.BoolVar(&o.force, "force-conflicts", false, "take over fields that another tool wrote")
 	f.DurationVar(&o.wait, "wait", 0, "wait until the bundles are ready on all their clusters; --wait alone means 10m")
 	f.Lookup("wait").NoOptDefVal = "10m"
@@ -90,7 +95,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not ready in time (--wait).`,
 }
 
 func (a *app) apply(ctx context.Context, name, dir string, o applyOptions) error {
-	list, bad, err := o.source.bundles(ctx, a, dir, name)
+	list, bad, err := o.source.linted(ctx, a, dir, name, !o.noLint)
 	if err != nil {
 		return err
 	}

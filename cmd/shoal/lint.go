@@ -19,8 +19,10 @@ import (
 	"github.com/spf13/cobra"
 	yamlv3 "go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
+	"shoal.dev/shoal/controller/check"
 	"shoal.dev/shoal/controller/source"
 )
 
@@ -30,6 +32,7 @@ type finding struct {
 	Line     int    `json:"line,omitempty"`
 	Severity string `json:"severity"` // error, warning or note
 	Message  string `json:"message"`
+	bundle   string // that has it; empty: the tree as a whole, or a bundle that was not made
 }
 
 const (
@@ -46,7 +49,8 @@ func lintCommand(a *app) *cobra.Command {
 		Use:   "lint DIR",
 		Short: "Find every problem of the bundles in DIR at once",
 		Long: `Find every problem of the bundles in DIR, without any server: all files are read, and every target is rendered, for a cluster that has the
-labels which the target asks for, or with --clusters for one cluster of that file for each set of options. One problem a line on standard output,
+labels which the target asks for, or with --clusters for one cluster of that file for each set of options. The objects are held against the
+schemas of Kubernetes' own kinds and of the resource definitions among them. One problem a line on standard output,
 FILE:LINE: MESSAGE, as editors and compilers write it; a warning begins with "warning:", what needs no change with "note:".
 
 Warnings are about what works and is unlikely to be meant: targets that match nothing or are never reached, overlays that nothing uses, files
@@ -196,7 +200,7 @@ func lintBundles(dir string, bundles []source.Found, problems source.Problems, f
 		if p.Warning {
 			severity = severityWarning
 		}
-		l.found = append(l.found, finding{p.File, p.Line, severity, p.Message})
+		l.found = append(l.found, finding{File: p.File, Line: p.Line, Severity: severity, Message: p.Message})
 	}
 	all := map[string]linted{}
 	for _, f := range bundles {
@@ -261,6 +265,11 @@ func circleFrom(all map[string]linted, start string) []string {
 	return nil
 }
 
+func (x linted) add(f finding) {
+	f.bundle = x.bundle.Name
+	x.found = append(x.found, f)
+}
+
 // say notes a finding at a field of the options, or at the bundle as a whole.
 func (x linted) say(severity, field, format string, args ...any) {
 	f := finding{File: x.file, Severity: severity, Message: fmt.Sprintf(format, args...)}
@@ -270,7 +279,7 @@ func (x linted) say(severity, field, format string, args ...any) {
 	if x.file == "" {
 		f.Message = "bundle " + x.bundle.Name + ": " + f.Message
 	}
-	x.found = append(x.found, f)
+	x.add(f)
 }
 
 // targets finds those that can never count.
@@ -354,7 +363,7 @@ func (x linted) overlays() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(there)) {
 		if there[name] && !used[name] {
-			x.found = append(x.found, finding{x.below("overlays/" + name), 0, severityWarning, "this overlay is not used: name it in yaml.overlays of the bundle or of a target"})
+			x.add(finding{File: x.below("overlays/" + name), Severity: severityWarning, Message: "this overlay is not used: name it in yaml.overlays of the bundle or of a target"})
 		}
 	}
 }
@@ -398,7 +407,7 @@ const oldTemplate = "global.fleet.clusterLabels."
 func (x linted) oldTemplates(n *yamlv3.Node) {
 	if n.Kind == yamlv3.ScalarNode && strings.HasPrefix(n.Value, oldTemplate) {
 		label := strings.TrimPrefix(n.Value, oldTemplate)
-		x.found = append(x.found, finding{x.file, n.Line, severityWarning, fmt.Sprintf("%s%s is the old form, and empty for a cluster without the label: write ${ get .ClusterLabels %q }", oldTemplate, label, label)})
+		x.add(finding{File: x.file, Line: n.Line, Severity: severityWarning, Message: fmt.Sprintf("%s%s is the old form, and empty for a cluster without the label: write ${ get .ClusterLabels %q }", oldTemplate, label, label)})
 	}
 	for _, c := range n.Content {
 		x.oldTemplates(c)
@@ -419,6 +428,7 @@ func (x linted) renderAll() {
 		case len(r.documents) == 0:
 			x.say(severityWarning, s.field, "target %s: there are no objects in it", s.title)
 		}
+		x.checkObjects(s, r)
 		for _, n := range r.notes {
 			before := strings.HasPrefix(n, oldTemplate) || strings.HasPrefix(n, "yaml.overlays[") // said already, with the line
 			if !said[n] && !(before && x.root != nil) {
@@ -429,11 +439,76 @@ func (x linted) renderAll() {
 	}
 }
 
+// checkObjects holds what a target gives against the schemas of its kinds.
+func (x linted) checkObjects(s lintedSite, r *rendition) {
+	objects := make([]map[string]any, len(r.documents))
+	for i, d := range r.documents {
+		_ = yaml.Unmarshal([]byte(d.text), &objects[i]) // which was made of an object
+	}
+	c := check.New(objects, s.cluster.Status.KubernetesVersion)
+	for i, o := range objects {
+		for _, p := range c.Object(o) {
+			severity := severityError
+			if p.Warning {
+				severity = severityWarning
+			}
+			f := finding{File: x.file, Severity: severity, Message: fmt.Sprintf("%s: %s", r.documents[i].ref, p), bundle: x.bundle.Name}
+			if file, line := x.origin(o, p.Field); file != "" {
+				f.File, f.Line = x.below(file), line
+			} else {
+				f.Message = "target " + s.title + ": " + f.Message
+				if x.root != nil && s.field != "" {
+					f.Line = lineOf(x.root, s.field).Line
+				}
+			}
+			if !slices.Contains(x.found, f) { // another target has the same mistake
+				x.add(f)
+			}
+		}
+	}
+}
+
+// origin is the one manifest of the bundle that an object comes from, and the line in it where a field stands: the one that holds the
+// field's key, at or after the object's name. 0: not known.
+func (x linted) origin(o map[string]any, field string) (file string, line int) {
+	meta, _ := o["metadata"].(map[string]any)
+	name, _ := meta["name"].(string)
+	key := field[strings.LastIndex(field, ".")+1:]
+	key, _, _ = strings.Cut(key, "[")
+	for _, res := range x.bundle.Spec.Resources {
+		if ext := path.Ext(res.Name); ext != ".yaml" && ext != ".yml" || strings.HasPrefix(path.Base(res.Name), "values") {
+			continue
+		}
+		data, err := res.Decode(1 << 20)
+		if err != nil {
+			continue
+		}
+		at := 1 // line where the document begins
+		for doc := range strings.SplitSeq(string(data), "\n---") {
+			var head struct {
+				Kind     string
+				Metadata struct{ Name string }
+			}
+			if yaml.Unmarshal([]byte(doc), &head) == nil && head.Kind == o["kind"] && head.Metadata.Name == name {
+				if file != "" {
+					return "", 0 // two of them
+				}
+				file = res.Name
+				if m := regexp.MustCompile(`(?m)(^|[\s{,"'])` + regexp.QuoteMeta(key) + `["']?\s*:`).FindStringIndex(doc); key != "" && m != nil {
+					line = at + strings.Count(doc[:m[1]], "\n")
+				}
+			}
+			at += strings.Count(doc, "\n") + 1
+		}
+	}
+	return file, line
+}
+
 // note is a warning of the renderer, which often begins with the file it is about.
 func (x linted) note(s lintedSite, text string) {
 	name, rest, _ := strings.Cut(text, " ")
 	if file := x.fileOf(strings.TrimSuffix(name, ":")); file != "" {
-		x.found = append(x.found, finding{x.below(file), x.lineWith(file, rest), severityWarning, rest})
+		x.add(finding{File: x.below(file), Line: x.lineWith(file, rest), Severity: severityWarning, Message: rest})
 		return
 	}
 	x.say(severityWarning, s.field, "%s", text)
@@ -570,7 +645,7 @@ func (x linted) blame(s lintedSite, message string) {
 	}):
 		// Another target has the same mistake.
 	default:
-		x.found = append(x.found, f)
+		x.add(f)
 	}
 }
 

@@ -1,13 +1,12 @@
 package main
 
 import (
-	"flag"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
-)
 
-var update = flag.Bool("update", false, "rewrite what the scripts compare with")
+	"shoal.dev/shoal/internal/cases"
+)
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"shoal": main})
@@ -19,7 +18,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		UpdateScripts:       *update,
+		UpdateScripts:       cases.Update(),
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("KUBECONFIG", "")
 			e.Setenv("HOME", e.WorkDir)

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -66,6 +67,42 @@ func (f *sourceFlags) bundles(ctx context.Context, a *app, dir, name string) (li
 		fmt.Fprintf(a.stderr, "shoal: %s\n", oneLine(p.Error()))
 	}
 	bad = ps.Err()
+	if len(found) == 0 {
+		return nil, nil, bad
+	}
+	for _, b := range found {
+		list = append(list, b.Bundle)
+	}
+	return list, leftOut(bad), nil
+}
+
+// linted is bundles; those in which lint finds errors are left out as well.
+func (f *sourceFlags) linted(ctx context.Context, a *app, dir, name string, lint bool) (list []*v1alpha1.Bundle, bad, err error) {
+	if !lint {
+		return f.bundles(ctx, a, dir, name)
+	}
+	o, done, err := f.options(a, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer done()
+	found, ps, err := source.Tree(ctx, dir, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	var errs []string
+	for _, f := range lintBundles(dir, found, ps, nil) {
+		switch f.Severity {
+		case severityError:
+			errs = append(errs, f.String())
+			found = slices.DeleteFunc(found, func(b source.Found) bool { return f.bundle != "" && b.Bundle.Name == f.bundle })
+		case severityWarning:
+			fmt.Fprintf(a.stderr, "shoal: %s\n", f)
+		}
+	}
+	if len(errs) > 0 {
+		bad = errors.New(strings.Join(errs, "\n"))
+	}
 	if len(found) == 0 {
 		return nil, nil, bad
 	}
@@ -203,6 +240,16 @@ func (c *toldCharts) Get(ctx context.Context, ref source.ChartRef) (source.Chart
 		fmt.Fprintf(c.say, "shoal: fetched chart %s %s\n", chart.Name, chart.Version)
 	}
 	return chart, err
+}
+
+// File says what is being fetched, too.
+func (c *toldCharts) File(ctx context.Context, address string) ([]byte, string, error) {
+	fmt.Fprintf(c.say, "shoal: fetching %s\n", printableChart(source.ChartRef{Chart: address}))
+	files, ok := c.Charts.(source.Files)
+	if !ok {
+		return nil, "", errors.New("nothing is fetched here")
+	}
+	return files.File(ctx, address)
 }
 
 // printableChart names a chart; passwords and tokens in URLs stay out.

@@ -136,3 +136,73 @@ func chartArchive(t *testing.T) []byte {
 	}
 	return out.Bytes()
 }
+
+// TestRemoteResources runs shoal render on kustomizations that name resources by address.
+func TestRemoteResources(t *testing.T) {
+	t.Parallel()
+	const crd = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: far}\n"
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "me" || password != "pass word" {
+			http.Error(w, "no", http.StatusUnauthorized)
+			return
+		}
+		switch r.URL.Path {
+		case "/raw/far.yaml":
+			fmt.Fprint(w, crd)
+		case "/page":
+			fmt.Fprint(w, "<!doctype html><p>a repository</p>")
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	ca := file("ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	env := map[string]string{
+		"SHOAL_HELM_CA_FILE": ca, "SHOAL_HELM_HOST": strings.TrimPrefix(server.URL, "https://"),
+		"SHOAL_HELM_USERNAME": "me", "SHOAL_HELM_PASSWORD": "pass word",
+	}
+	run := func(name, resource string, args ...string) (int, string, string) {
+		t.Helper()
+		web := filepath.Dir(file(name+"/fleet.yaml", "kustomize: {dir: overlays/prod}\ntargets: [{clusterSelector: {}}]\n"))
+		file(name+"/overlays/prod/kustomization.yaml", "resources: [../../base]\nnamePrefix: prod-\n")
+		file(name+"/overlays/test/kustomization.yaml", "resources: [https://unused.invalid/a.yaml]\n")
+		file(name+"/base/kustomization.yaml", "resources:\n- "+resource+"\n")
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), append([]string{args[0], web}, args[1:]...), func(k string) string { return env[k] }, &stdout, &stderr)
+		return code, stdout.String(), stderr.String()
+	}
+	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(crd)))
+	for name, resource := range map[string]string{"plain": server.URL + "/raw/far.yaml", "sum": server.URL + "/raw/far.yaml?checksum=sha256:" + sum} {
+		if code, out, stderr := run(name, resource, "render"); code != 0 || !strings.Contains(out, "name: prod-far") {
+			t.Errorf("%s: exit %d\n%s\n%s", name, code, out, stderr)
+		}
+		code, out, stderr := run(name, resource, "apply", "-o", "yaml")
+		if code != 0 || !strings.Contains(out, source.FilesAnnotation) || !strings.Contains(out, sum) || strings.Contains(out, "pass word") {
+			t.Errorf("%s: exit %d\n%s\n%s", name, code, out, stderr)
+		}
+	}
+	for name, c := range map[string]struct{ resource, want string }{
+		"checksum":   {server.URL + "/raw/far.yaml?checksum=sha256:" + strings.Repeat("0", 64), "wrong digest"},
+		"page":       {server.URL + "/page", "is no YAML file but a page, or a repository"},
+		"missing":    {server.URL + "/gone.yaml", "not found"},
+		"repository": {server.URL + "/owner/repo//deploy?ref=v1", "is a git repository, from which nothing is got"},
+		"password":   {strings.Replace(server.URL, "https://", "https://a:secret@", 1) + "/raw/far.yaml", "a username or password in an address is refused"},
+		"ssh":        {"git@example.com:a/b.git", "is remote: nothing is fetched while rendering"},
+	} {
+		code, out, stderr := run(name, c.resource, "lint")
+		if code != 1 || !strings.Contains(out, c.want) || !strings.Contains(out, "base/kustomization.yaml") || strings.Contains(out+stderr, "secret") {
+			t.Errorf("%s: exit %d, want %q\n%s\n%s", name, code, c.want, out, stderr)
+		}
+	}
+}

@@ -41,7 +41,7 @@ func (r *rendering) yaml() error {
 		switch {
 		case strings.HasPrefix(name, "templates/"):
 			templates[name] = files[name]
-		case !isManifest(name) || apart(files, name):
+		case !isManifest(name) || apart(files, name) || strings.HasPrefix(name, ".remote/"): // of kustomizations
 		default:
 			errs = append(errs, r.addYAML(name, files[name], true))
 		}

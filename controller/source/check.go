@@ -12,6 +12,8 @@ import (
 
 	yamlv3 "go.yaml.in/yaml/v3"
 	"sigs.k8s.io/yaml"
+
+	"shoal.dev/shoal/internal/nearest"
 )
 
 // Limits of fleet.yaml and of values files, against files made to exhaust memory.
@@ -367,9 +369,9 @@ func guards(key string) bool {
 // misspelt, or without it more could be deployed, changed or deleted than was meant.
 func (d *document) unknown(k *yamlv3.Node, f field, at string) {
 	full := join(at, k.Value)
-	switch near, place := nearest(k.Value, f.fields), d.belongs(k.Value, at); {
-	case near != "" && otherNames[k.Value] == "":
-		d.refuse(k, full, "unknown field %q (did you mean %q?)", full, near)
+	switch like, place := near(k.Value, f.fields), d.belongs(k.Value, at); {
+	case like != "" && otherNames[k.Value] == "":
+		d.refuse(k, full, "unknown field %q (did you mean %q?)", full, like)
 	case strings.HasPrefix(at, "overrideTargets[") && slices.ContainsFunc(optionFields(), func(o field) bool { return o.name == k.Value }):
 		d.refuse(k, full, "unknown field %q (options for some clusters stand in targetCustomizations)", full)
 	case place != "" && guards(k.Value):
@@ -428,7 +430,7 @@ func (d *document) foreign(n *yamlv3.Node, f field) bool {
 	var keys []string
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		if _, ok := f.fold(n.Content[i].Value); ok || n.Content[i].ShortTag() == "!!merge" ||
-			nearest(n.Content[i].Value, f.fields) != "" || d.belongs(n.Content[i].Value, "") != "" {
+			near(n.Content[i].Value, f.fields) != "" || d.belongs(n.Content[i].Value, "") != "" {
 			return false
 		}
 		keys = append(keys, n.Content[i].Value)
@@ -539,47 +541,13 @@ func join(at, key string) string {
 	return at + "." + key
 }
 
-// nearest is the known key most like an unknown one, or "" if none is alike.
-func nearest(key string, known []field) string {
-	best, dist := "", 1+max(1, len(key)/3)
+// near is the known key most like an unknown one, or "" if none is alike.
+func near(key string, known []field) string {
 	names := make([]string, 0, len(known))
 	for _, f := range known {
 		names = append(names, f.name)
 	}
-	slices.Sort(names)
-	for _, k := range names {
-		if strings.EqualFold(k, key) {
-			return k
-		}
-		if d := distance(key, k); d < dist {
-			best, dist = k, d
-		}
-	}
-	return best
-}
-
-// distance counts the single-letter changes between two keys.
-func distance(a, b string) int {
-	if len(a) > 64 {
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diag := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diag
-			if a[i] != b[j] {
-				cost++
-			}
-			diag = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diag+1)
-		}
-	}
-	return row[len(b)]
+	return nearest.Word(key, names)
 }
 
 // yamlProblem says what a YAML library says, without its name, on one line and with the line number where people look.

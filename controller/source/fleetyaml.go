@@ -55,7 +55,10 @@ type bundle struct {
 	charts map[ChartRef]string // fetched or found → directory in the bundle
 	whole  map[string]bool     // directories of charts whose dependencies are there
 	origin []chartOrigin
-	size   int // of all values as JSON
+
+	kustomized map[string]bool // directories of kustomizations in use
+	fetched    []fileOrigin    // what they name by address
+	size       int             // of all values as JSON
 }
 
 // bundle makes the Bundle of a place; everything that can be checked without rendering is checked here. Its warnings are also there
@@ -82,7 +85,7 @@ func (t *tree) bundle(ctx context.Context, p place) (*v1alpha1.Bundle, Problems,
 }
 
 func (t *tree) make(ctx context.Context, p place, files map[string][]byte, options []byte) (*v1alpha1.Bundle, Problems, error) {
-	b := &bundle{tree: t, place: p, files: files, charts: map[ChartRef]string{}, whole: map[string]bool{}, used: map[string]bool{"fleet.yaml": true, "fleet.yml": true, p.options: true}}
+	b := &bundle{tree: t, place: p, files: files, charts: map[ChartRef]string{}, whole: map[string]bool{}, kustomized: map[string]bool{}, used: map[string]bool{"fleet.yaml": true, "fleet.yml": true, p.options: true}}
 	b.out = &v1alpha1.Bundle{TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "Bundle"}}
 	read := b.fleetYAML
 	if p.options == bundleFile && !p.driven {
@@ -104,7 +107,7 @@ func (t *tree) make(ctx context.Context, p place, files map[string][]byte, optio
 	if !validName(b.out.Name) {
 		b.doc.report("name", fmt.Errorf("%q must be %s", b.out.Name, nameFormat.words))
 	}
-	if err := b.annotate(); err != nil {
+	if err := errors.Join(b.annotate(), b.annotateFiles()); err != nil {
 		return nil, nil, err
 	}
 	slices.SortStableFunc(b.doc.problems, func(p, q Problem) int {
@@ -300,6 +303,14 @@ func (b *bundle) complete(ctx context.Context, at string, o *v1alpha1.BundleOpti
 	b.labels(at+"namespaceLabels", o.NamespaceLabels, validation.IsValidLabelValue)
 	b.labels(at+"namespaceAnnotations", o.NamespaceAnnotations, nil)
 	b.kustomize(at, o.Kustomize)
+	if dir, use := ".", at == ""; o.Kustomize != nil || use {
+		if o.Kustomize != nil && o.Kustomize.Dir != "" {
+			dir = o.Kustomize.Dir
+		}
+		if err := b.remote(ctx, at+"kustomize.dir", dir); err != nil {
+			return err
+		}
+	}
 	if o.YAML != nil {
 		for i, name := range o.YAML.Overlays {
 			b.overlay(fmt.Sprintf("%syaml.overlays[%d]", at, i), name)

@@ -53,7 +53,10 @@ type Credential struct {
 	RefreshToken       string // of a registry: what docker calls identitytoken
 }
 
-var _ source.Charts = (*Client)(nil)
+var (
+	_ source.Charts = (*Client)(nil)
+	_ source.Files  = (*Client)(nil)
+)
 
 // Client gets charts. It remembers the indexes it has read: use one for one pass over the sources, then Close it. Safe for
 // concurrent use.
@@ -228,6 +231,29 @@ func (c *Client) fromURL(ctx context.Context, ref source.ChartRef) (source.Chart
 		return chartOf(data, ref.Version, strings.Trim(dir, "/"))
 	}
 	return chartOf(data, ref.Version, "")
+}
+
+// File gets a file by its URL, with ?checksum=sha256:… verified, as an archive is.
+func (c *Client) File(ctx context.Context, address string) ([]byte, string, error) {
+	if err := check(source.ChartRef{Chart: address}); err != nil {
+		return nil, "", fmt.Errorf("get %s: %w", redact(address), err)
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, "", errors.New("not a valid address")
+	}
+	want, err := checksum(u)
+	if err != nil {
+		return nil, "", fmt.Errorf("get %s: %w", redact(address), err)
+	}
+	data, err := c.fetch(ctx, u, source.MaxFile)
+	if err == nil {
+		err = verify(data, want)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("get %s: %w", redact(address), err)
+	}
+	return data, "sha256:" + sum(data), nil
 }
 
 // checksum takes go-getter's parameters out of a URL: the digest it states, and archive, which is clear anyway.
