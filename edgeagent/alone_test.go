@@ -353,6 +353,7 @@ func TestFreedOfAConflict(t *testing.T) {
 	h.awaitState(s.c, "one", 1, bundlefmt.Ready)
 	s.halt()
 	s.o.Timing.RetryMin, s.o.Timing.RetryMax = time.Hour, time.Hour // now that it has enrolled
+	s.o.KeepAlive = 2 * time.Second                                 // which bounds the back-off of the link
 	s.start()
 	blocked := func(name string) {
 		h.awaitReport(s.c, name+" to be blocked", func(r *bundlefmt.Reported) bool {
