@@ -93,7 +93,7 @@ Exit codes: 0 no errors, 1 errors, 2 wrong usage.`,
 					}
 				}
 			}
-			return a.report(found, output)
+			return a.report(asGiven(args[0], found), output)
 		},
 	}
 	f := cmd.Flags()
@@ -132,8 +132,11 @@ func (a *app) report(found []finding, output string) error {
 		for _, f := range found {
 			fmt.Fprintln(a.stdout, f)
 		}
-		if len(found) > 0 {
-			fmt.Fprintf(a.stderr, "shoal: %s, %s, %s\n", count(n[severityError], "error"), count(n[severityWarning], "warning"), count(n[severityNote], "note"))
+		if len(found) == 0 {
+			fmt.Fprintln(a.stderr, "shoal: no problems")
+		} else {
+			fmt.Fprintf(a.stderr, "shoal: %s, %s, %s\n",
+				count(n[severityError], "error"), count(n[severityWarning], "warning"), count(n[severityNote], "note"))
 		}
 	}
 	if n[severityError] > 0 {
@@ -190,6 +193,19 @@ func lint(ctx context.Context, dir string, o source.Options, fleet *clustersFile
 		return nil, err
 	}
 	return lintBundles(dir, bundles, problems, fleet), nil
+}
+
+// asGiven names files as they are found from where the command runs: what editors and people can open.
+func asGiven(dir string, found []finding) []finding {
+	if dir = strings.TrimRight(dir, "/"); path.Clean(dir) == "." {
+		return found
+	}
+	for i := range found {
+		if found[i].File != "" {
+			found[i].File = dir + "/" + found[i].File
+		}
+	}
+	return found
 }
 
 // lintBundles returns what is wrong with bundles that were read from a directory, with the problems of reading them.
