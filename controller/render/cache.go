@@ -40,8 +40,7 @@ type CacheOptions struct {
 	Warn     func(error)   // gets what did not work but changes no result; may be nil
 }
 
-// Cache keeps results by Input.Key, so that clusters with the same options cost one rendering, and a chart with random
-// functions does not give a new release at every pass. It also keeps the charts and the documents that results are
+// Cache keeps results by Input.Key, so that clusters with the same options cost one rendering. It also keeps the charts and the documents that results are
 // made of, for inputs that differ a little. What is wrong with an input is kept for a while: bundles are looked at whenever a
 // cluster says something, and one that fails after seconds must not cost them each time. Safe for concurrent use; two calls with the same key at
 // the same time render once.

@@ -22,8 +22,7 @@ import (
 // DefaultDiskSize holds some ten thousand results of usual size.
 const DefaultDiskSize = 1 << 30
 
-// disk keeps results in files named by Input.Key, so that a hub that starts again renders nothing again, and a chart with
-// random functions does not give a new release then. Everything in it may be lost. The files hold the Secrets of bundles: only
+// disk keeps results in files named by Input.Key, so that a hub that starts again renders nothing again. Everything in it may be lost. The files hold the Secrets of bundles: only
 // their owner can read them.
 //
 // A file is magic, the SHA-256 of the rest, the length of the notes (4 bytes, big endian), the notes as JSON, and the bundle in its

@@ -43,6 +43,7 @@ data:
   ed25519: {{ genPrivateKey "ed25519" | quote }}
   tpl: {{ tpl "{{ randAlphaNum 12 }}" . | quote }}
   tplOfValue: {{ tpl .Values.text $ | quote }}
+  tplOfCall: {{ tpl uuidv4 . | quote }}
   tplOfPipe: {{ tpl (.Values.map | toYaml) . | quote }}
   helper: {{ include "password" . | quote }}
   {{- $ca := genCA "ca" 365 }}
@@ -162,7 +163,7 @@ func TestRandomValues(t *testing.T) {
 	for k, form := range map[string]string{
 		"alphaNum": `^[A-Za-z0-9]{12}$`, "piped": `^[A-Za-z0-9]{12}$`, "alpha": `^[A-Za-z]{12}$`, "numeric": `^[0-9]{12}$`, "ascii": `^[ -~]{12}$`,
 		"bytes": `^[A-Za-z0-9+/]{16}$`, "int": `^[0-9]+$`, "uuid": `^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`,
-		"now": `^2026-11-27$`, "year": `^2026$`, "ago": `^0s$`, "tpl": `^[A-Za-z0-9]{12}$`, "tplOfValue": `^[0-9a-f-]{36}$`, "tplOfPipe": `^a: '?[0-9]{4}'?$`,
+		"now": `^2026-11-27$`, "year": `^2026$`, "ago": `^0s$`, "tpl": `^[A-Za-z0-9]{12}$`, "tplOfValue": `^[0-9a-f-]{36}$`, "tplOfCall": `^[0-9a-f-]{36}$`, "tplOfPipe": `^a: '?[0-9]{4}'?$`,
 		"helper": `^[A-Za-z0-9]{16}$`, "plain": `^some text$`, "nothing": `^nothing$`,
 	} {
 		if !regexp.MustCompile(form).MatchString(v[k]) {

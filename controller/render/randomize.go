@@ -1,6 +1,7 @@
 package render
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -97,7 +98,8 @@ type edit struct {
 }
 
 func (e *edits) apply() string {
-	slices.SortFunc(e.list, func(a, b edit) int { return b.at - a.at })
+	// From the end; of two at one place, what is inserted there comes last, so that the other still finds its text.
+	slices.SortStableFunc(e.list, func(a, b edit) int { return cmp.Or(b.at-a.at, b.end-a.end) })
 	text := e.text
 	for _, c := range e.list {
 		text = text[:c.at] + c.with + text[c.end:]
