@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"path"
 	"slices"
 	"strings"
 	"sync"
 
+	yamlv3 "go.yaml.in/yaml/v3"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/types"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
@@ -29,11 +31,12 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 			return err
 		}
 	}
-	objects := objectFiles(files)
 	used := map[string]int{}
 	if readings(files, dir, used) > maxReadings {
 		return fmt.Errorf("kustomize %s: its files would be read more than %d times, since directories name others again and again: name each of them once", dir, maxReadings)
 	}
+	files = r.listedPatches(files, used)
+	objects := objectFiles(files)
 	mem := newBundleFS()
 	var errs []error
 	for _, name := range sortedNames(files) {
@@ -70,6 +73,49 @@ func (r *rendering) kustomize(dir string, extra []object) error {
 		return fmt.Errorf("kustomize %s: %s", dir, strings.ReplaceAll(helmMessage(err), "/bundle/", ""))
 	}
 	return r.addYAML(path.Join(dir, "kustomization.yaml"), out, false)
+}
+
+// listedPatches rewrites kustomizations in use whose patches are a list of files. Earlier versions of kustomize took that, and this one
+// refuses it.
+func (r *rendering) listedPatches(files map[string][]byte, used map[string]int) map[string][]byte {
+	changed := map[string][]byte{}
+	for dir := range used {
+		name := kustomizationFile(files, dir)
+		var doc yamlv3.Node
+		if len(documents(files[name])) != 1 || yamlv3.Unmarshal(files[name], &doc) != nil || len(doc.Content) == 0 {
+			continue // kustomize says what is wrong with it
+		}
+		root, listed := doc.Content[0], false
+		for i := 0; root.Kind == yamlv3.MappingNode && i+1 < len(root.Content); i += 2 {
+			list := root.Content[i+1]
+			if !oneOf(root.Content[i].Value, "patches") || list.Kind != yamlv3.SequenceNode {
+				continue
+			}
+			for j, e := range list.Content {
+				if e.ShortTag() != "!!str" {
+					continue
+				}
+				field := &yamlv3.Node{Kind: yamlv3.ScalarNode, Value: "path"}
+				if strings.Contains(e.Value, "\n") {
+					field.Value = "patch" // written in place
+				}
+				list.Content[j], listed = &yamlv3.Node{Kind: yamlv3.MappingNode, Content: []*yamlv3.Node{field, e}}, true
+			}
+		}
+		if !listed {
+			continue
+		}
+		if data, err := yamlv3.Marshal(&doc); err == nil {
+			changed[name] = data
+			r.note("%s: patches is a list of files, which kustomize takes no longer: each counts as path of a patch, write - path: FILE", name)
+		}
+	}
+	if len(changed) == 0 {
+		return files
+	}
+	out := maps.Clone(files)
+	maps.Copy(out, changed)
+	return out
 }
 
 func build(o *krusty.Options, mem filesys.FileSystem, dir string) ([]byte, error) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	yamlv3 "go.yaml.in/yaml/v3"
@@ -31,13 +32,14 @@ type document struct {
 	lines     map[string]int               // field path → line
 	spelt     map[string]map[string]string // field path → keys in it that are written in other letter case → how they are read
 	bad       []string                     // fields that were left out because of a problem
+	unquoted  map[string]bool              // fields of text whose value is written as a number or a boolean
 	problems  Problems
 }
 
 // readOptions reads a file of options into a struct. Problems with single fields are collected in the document, and these
 // fields are left out, so that what can be said about the others is said as well.
 func readOptions(file string, data []byte, schema field, into any) (*document, error) {
-	d := &document{file: file, lines: map[string]int{}, spelt: map[string]map[string]string{}}
+	d := &document{file: file, lines: map[string]int{}, spelt: map[string]map[string]string{}, unquoted: map[string]bool{}}
 	root, second, err := nodes(file, data)
 	if err != nil {
 		return nil, err
@@ -87,6 +89,10 @@ func (d *document) prune(v any, f field, at string) any {
 		return f.null
 	}
 	switch v := v.(type) {
+	case json.Number, bool:
+		if d.unquoted[at] {
+			return fmt.Sprint(v)
+		}
 	case map[string]any:
 		for written, key := range d.spelt[at] {
 			if e, ok := v[written]; ok {
@@ -353,6 +359,11 @@ func (d *document) keys(n *yamlv3.Node, f field, at string, set map[string]bool)
 // ignore notes a field that has no effect and leaves it out.
 func (d *document) ignore(n *yamlv3.Node, at, format string, args ...any) {
 	d.bad = append(d.bad, at)
+	d.remark(n, format, args...)
+}
+
+// remark notes what the bundle is made with all the same.
+func (d *document) remark(n *yamlv3.Node, format string, args ...any) {
 	if len(d.problems) < maxProblems {
 		d.problems = append(d.problems, Problem{File: d.file, Line: n.Line, Warning: true, Message: fmt.Sprintf(format, args...)})
 	}
@@ -487,6 +498,12 @@ func (d *document) scalar(n *yamlv3.Node, f field, at string) {
 		case f.kind == str && tag == "!!str" && !oldBool:
 			d.text(n, f, at)
 			return
+		case f.kind == str && plainText(n):
+			if d.text(n, f, at); !slices.Contains(d.bad, at) {
+				d.unquoted[at] = true
+				d.remark(n, "%s must be a string, and is read as one: put it in quotes", at)
+			}
+			return
 		case f.kind == str:
 			d.refuse(n, at, "%s must be a string: put it in quotes", at) // not shown: it may be a secret
 			return
@@ -508,6 +525,14 @@ func (d *document) scalar(n *yamlv3.Node, f field, at string) {
 	d.refuse(n, at, "%s must be %s", at, map[kind]string{
 		str: "a string", boolean: "true or false", integer: "a whole number", numberOrPercent: countFormat.words,
 	}[f.kind])
+}
+
+// plainText says whether a number or a boolean has only one way to be written, so that its text is beyond doubt. 1.10, 0x10 and yes are
+// 1.1, 16 and true for YAML.
+func plainText(n *yamlv3.Node) bool {
+	i, err := strconv.ParseInt(n.Value, 10, 64)
+	return n.Kind == yamlv3.ScalarNode && (n.ShortTag() == "!!bool" && (n.Value == "true" || n.Value == "false") ||
+		n.ShortTag() == "!!int" && err == nil && strconv.FormatInt(i, 10) == n.Value)
 }
 
 func (d *document) text(n *yamlv3.Node, f field, at string) {

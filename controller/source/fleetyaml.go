@@ -302,7 +302,7 @@ func (b *bundle) complete(ctx context.Context, at string, o *v1alpha1.BundleOpti
 	}
 	b.labels(at+"namespaceLabels", o.NamespaceLabels, validation.IsValidLabelValue)
 	b.labels(at+"namespaceAnnotations", o.NamespaceAnnotations, nil)
-	b.kustomize(at, o.Kustomize)
+	b.kustomize(at, o)
 	if dir, use := ".", at == ""; o.Kustomize != nil || use {
 		if o.Kustomize != nil && o.Kustomize.Dir != "" {
 			dir = o.Kustomize.Dir
@@ -392,12 +392,19 @@ func values(name string, data []byte) (v v1alpha1.Values, second Problems, err e
 
 // kustomize checks the directory of a kustomization. at is empty for the bundle itself. One that a target names and that holds none
 // is said when it is rendered: the target's clusters keep what they have, and the others go on.
-func (b *bundle) kustomize(at string, k *v1alpha1.KustomizeOptions) {
+//
+// Where the bundle has no kustomization at all, and nothing in the directory, its own option changes nothing and is left out.
+func (b *bundle) kustomize(at string, o *v1alpha1.BundleOptions) {
+	k := o.Kustomize
 	if k == nil || k.Dir == "" || b.late(k.Dir) {
 		return
 	}
 	dir, err := inside(k.Dir)
 	switch missing := err == nil && !b.isKustomization(dir); {
+	case missing && at == "" && dir != "." && !b.holds(dir) && !b.anyKustomization():
+		b.doc.warn("kustomize.dir", fmt.Errorf("there is no %s, and no kustomization in the bundle, so this changes nothing", dir))
+		o.Kustomize = nil
+		return
 	case missing && dir == ".": // which is the default
 		b.doc.warn(at+"kustomize.dir", errors.New("the directory holds no kustomization.yaml, so this changes nothing"))
 	case missing && at == "":
@@ -412,6 +419,15 @@ func (b *bundle) isKustomization(dir string) bool {
 		_, ok := b.files[path.Join(dir, n)]
 		return ok
 	})
+}
+
+func (b *bundle) anyKustomization() bool {
+	for name := range b.files {
+		if b.isKustomization(path.Dir(name)) {
+			return true
+		}
+	}
+	return false
 }
 
 // late says whether a name is known only when a cluster is.
