@@ -23,6 +23,7 @@ import (
 	"shoal.dev/shoal/controller"
 	"shoal.dev/shoal/controller/api/v1alpha1"
 	"shoal.dev/shoal/controller/enroll"
+	"shoal.dev/shoal/controller/reconcile"
 )
 
 // backupMark ends the last line of a backup, after the number of objects: a file that was cut short lacks it.
@@ -158,6 +159,13 @@ func object(gvk schema.GroupVersionKind) unstructured.Unstructured {
 
 // strip leaves what makes the same object elsewhere, field managers included: whoever wrote a field goes on with it after a restore.
 func strip(o *unstructured.Unstructured) {
+	if a := o.GetAnnotations(); o.GetKind() == "Bundle" && a[reconcile.Made] == "" {
+		if a == nil {
+			a = map[string]string{}
+		}
+		a[reconcile.Made] = o.GetCreationTimestamp().UTC().Format(time.RFC3339)
+		o.SetAnnotations(a)
+	}
 	for _, f := range []string{"uid", "resourceVersion", "generation", "creationTimestamp", "selfLink", "ownerReferences"} {
 		unstructured.RemoveNestedField(o.Object, "metadata", f)
 	}

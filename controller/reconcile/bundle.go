@@ -87,6 +87,18 @@ func (h *Hub) reconcileBundle(ctx context.Context, req ctrl.Request) (ctrl.Resul
 	return ctrl.Result{}, nil
 }
 
+// Made, on a Bundle that a backup was put back from, is when it was made first, in RFC 3339: what charts make of the time must not
+// change because the object is a new one.
+const Made = "shoal.dev/made"
+
+// made is when a bundle was made: what charts read as now.
+func made(b *v1alpha1.Bundle) time.Time {
+	if t, err := time.Parse(time.RFC3339, b.Annotations[Made]); err == nil {
+		return t
+	}
+	return b.CreationTimestamp.Time
+}
+
 // pass is one look at one bundle.
 type pass struct {
 	*Hub
@@ -268,7 +280,7 @@ func (p *pass) render(ctx context.Context, m target.Match, cl *v1alpha1.Cluster)
 	in := render.Input{
 		Name: p.bundle.Name, Resources: spec.Resources, Options: m.Options, Vars: m.Vars, Ignore: spec.Ignore, Health: spec.Health, Extra: extras,
 		KubeVersion: cl.Status.KubernetesVersion, APIVersions: apis, ResourcesKey: p.files,
-		Random: render.RandomOf(p.Keys.Random(), p.bundle.Namespace, p.bundle.Name, p.bundle.CreationTimestamp.Time),
+		Random: render.RandomOf(p.Keys.Random(), p.bundle.Namespace, p.bundle.Name, made(p.bundle)),
 	}
 	rendered, err := p.Render.Render(in)
 	if err == nil {
