@@ -22,8 +22,8 @@ import (
 	"strings"
 	"sync"
 
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/api/validation"
-	"k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -227,7 +227,7 @@ func (w *walk) names(api, kind string, o map[string]any) {
 	var wrong []string
 	switch {
 	case group == "rbac.authorization.k8s.io":
-		wrong = path.IsValidPathSegmentName(name)
+		wrong = content.IsPathSegmentName(name)
 	case api == "v1" && kind == "Namespace":
 		wrong = validation.ValidateNamespaceName(name, false)
 	case api == "v1" && kind == "Service": // RFC 1035 until 1.34

@@ -24,6 +24,7 @@ import (
 	"strings"
 	"time"
 
+	//lint:ignore SA1019 bcrypt is made of it, and the library's takes no salt
 	"golang.org/x/crypto/blowfish"
 
 	"shoal.dev/shoal/controller/api/v1alpha1"
