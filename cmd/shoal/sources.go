@@ -91,14 +91,19 @@ func (f *sourceFlags) linted(ctx context.Context, a *app, dir, name string, lint
 		return nil, nil, err
 	}
 	var errs []string
+	onlyLint := false
 	for _, f := range lintBundles(dir, found, ps, nil) {
 		switch f.Severity {
 		case severityError:
 			errs = append(errs, f.String())
+			onlyLint = onlyLint || f.bundle != ""
 			found = slices.DeleteFunc(found, func(b source.Found) bool { return f.bundle != "" && b.Bundle.Name == f.bundle })
 		case severityWarning:
 			fmt.Fprintf(a.stderr, "shoal: %s\n", f)
 		}
+	}
+	if onlyLint {
+		errs = append(errs, "What only shoal lint finds is sent all the same with --no-lint.")
 	}
 	if len(errs) > 0 {
 		bad = errors.New(strings.Join(errs, "\n"))
