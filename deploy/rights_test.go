@@ -145,6 +145,9 @@ func TestRightsSuffice(t *testing.T) {
 	gone(t, kube, bundle)
 	gone(t, kube, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}})
 	cluster := &v1alpha1.Cluster{ObjectMeta: metav1.ObjectMeta{Namespace: workspace, Name: "site-1"}}
+	if err := kube.Get(t.Context(), client.ObjectKeyFromObject(cluster), cluster); err != nil {
+		t.Fatal(err)
+	}
 	remove(t, kube, cluster)
 	gone(t, kube, cluster)
 
@@ -376,11 +379,14 @@ func remove(t *testing.T, kube client.Client, o client.Object) {
 	}
 }
 
+// gone waits until an object is not there any more. One of the same name that was made since is another: an agent whose Cluster is
+// deleted enrols again while its token may.
 func gone(t *testing.T, kube client.Client, o client.Object) {
 	t.Helper()
+	uid := o.GetUID()
 	kubetest.Wait(t, o.GetName()+" to be gone", func(ctx context.Context) error {
 		err := kube.Get(ctx, client.ObjectKeyFromObject(o), o)
-		if apierrors.IsNotFound(err) {
+		if apierrors.IsNotFound(err) || err == nil && uid != "" && o.GetUID() != uid {
 			return nil
 		}
 		return errors.Join(err, fmt.Errorf("it is still there, finalizers %v", o.GetFinalizers()))
